@@ -1,0 +1,62 @@
+"""How to solve: the solver profile."""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from heteroplace.errors import InputError
+from heteroplace.instance import Name, Noun, _validated, read_bytes
+
+SolverName = Literal["auto", "greedy", "greedy-pods", "cpsat", "milp", "highs"]
+
+
+class Profile(Noun):
+    """How to solve; loads from TOML.
+
+    Parameters
+    ----------
+    solver
+        ``auto``, ``greedy``, ``greedy-pods``, ``cpsat`` (OR-tools), ``milp`` (PuLP), ``highs``.
+    engine
+        Engine of ``milp`` by PuLP's name, as in ``PULP_CBC_CMD`` or ``GUROBI``; ``HiGHS`` and
+        ``CBC`` are short for PuLP's ``HiGHS`` and ``PULP_CBC_CMD``.
+    time_limit
+        Seconds for the whole solve, model building included; null for none.
+    threads
+        Threads of the engine; null for the solver's own choice.
+    seed
+        Seed of the engine.
+    deterministic
+        Same seed and profile give the same plan, as long as the time limit does not cut in.
+    explain
+        Whether the result says why capacity is unmet.
+    """
+
+    solver: SolverName = "auto"
+    engine: Name | None = None
+    time_limit: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = 30.0
+    threads: Annotated[int, Field(ge=1, le=1024, strict=True)] | None = None
+    seed: Annotated[int, Field(ge=0, lt=2**31, strict=True)] = 0
+    deterministic: bool = False
+    explain: bool = False
+
+    @classmethod
+    def from_file(cls, path: str | os.PathLike[str]) -> Profile:
+        """Read a profile from a TOML file.
+
+        Raises
+        ------
+        InputError
+            If the file cannot be read, is not TOML or not a profile.
+        """
+        text = read_bytes(path, 2**20)
+        try:
+            data = tomllib.loads(text.decode("utf-8"))
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise InputError(str(path), f"is not TOML ({error})") from None
+        profile: Profile = _validated(cls, lambda: cls.model_validate(data), str(path))
+        return profile
