@@ -1,0 +1,21 @@
+"""heteroplace: where every prefill and decode instance goes, provably as well as possible."""
+
+from heteroplace.check import check, evaluate
+from heteroplace.errors import InputError
+from heteroplace.instance import Instance
+from heteroplace.plan import Evaluation, Plan, Result, Violation
+from heteroplace.profile import Profile
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Evaluation",
+    "InputError",
+    "Instance",
+    "Plan",
+    "Profile",
+    "Result",
+    "Violation",
+    "check",
+    "evaluate",
+]

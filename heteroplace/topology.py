@@ -1,0 +1,289 @@
+"""The tree view of a cluster: domains, RDMA tiers, free GPUs and the cells that pool them.
+
+A *cell* is the set of nodes of one GPU type inside one domain of the finest level: GPUs in a cell
+are interchangeable, so solvers count in cells and name nodes afterwards.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+
+import networkx as nx
+
+from heteroplace.instance import NODE_LEVEL, Instance, RunningGroup, RunningInstance, Shape
+
+TIERS = ("low", "medium", "high")
+ROOT = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Domain:
+    """A switch domain; number 0 is the whole fleet.
+
+    Parameters
+    ----------
+    index
+        Its number; parents come before children.
+    rank
+        Place of its level in :attr:`Instance.levels`; -1 for the fleet.
+    name
+        Its name at that level.
+    parent
+        Number of the domain above; -1 for the fleet.
+    """
+
+    index: int
+    rank: int
+    name: str
+    parent: int
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """Nodes of one GPU type in one domain of the finest level.
+
+    Parameters
+    ----------
+    index, domain
+        Its number and its domain's.
+    gpu_type
+        The type of its GPUs.
+    tier
+        0 low, 1 medium, 2 high.
+    nodes
+        Numbers of its nodes.
+    """
+
+    index: int
+    domain: int
+    gpu_type: str
+    tier: int
+    nodes: tuple[int, ...]
+
+
+class TreeView:
+    """The paper's topological resource tree with the GPUs that are free in this cycle.
+
+    Parameters
+    ----------
+    instance
+        The problem; not changed.
+
+    Attributes
+    ----------
+    domains
+        All domains, the fleet first, parents before children.
+    cells
+        All cells.
+    node_path
+        Per node, the domain number at each level.
+    node_cell, node_tier
+        Per node, the number of its cell and its tier.
+    used
+        Per node, GPUs of running instances, draining included.
+    free
+        Per node, GPUs that this cycle may use; 0 on cordoned nodes.
+    """
+
+    def __init__(self, instance: Instance) -> None:
+        self.instance = instance
+        levels = instance.levels
+        self.domains: list[Domain] = [Domain(ROOT, -1, "fleet", -1)]
+        self._number: dict[tuple[int, str], int] = {}
+        self.node_path: list[tuple[int, ...]] = []
+        for node in instance.nodes:
+            self.node_path.append(self._path(tuple(node.domains[level] for level in levels)))
+        self._order_domains()
+        self.used = self._used()
+        self.free = [
+            max(0, node.gpus - node.reserved - used) if node.schedulable else 0
+            for node, used in zip(instance.nodes, self.used, strict=True)
+        ]
+        self._types = self._types_by_domain()
+        self.node_tier = [self._tier(path) for path in self.node_path]
+        self.cells: list[Cell] = []
+        self.node_cell = [0] * len(instance.nodes)
+        members: dict[tuple[int, str], list[int]] = defaultdict(list)
+        for index, node in enumerate(instance.nodes):
+            members[self.node_path[index][-1], node.gpu_type].append(index)
+        for (domain, gpu_type), nodes in members.items():
+            cell = Cell(len(self.cells), domain, gpu_type, self.node_tier[nodes[0]], tuple(nodes))
+            self.cells.append(cell)
+            for index in nodes:
+                self.node_cell[index] = cell.index
+
+    def _path(self, names: tuple[str, ...]) -> tuple[int, ...]:
+        parent, path = ROOT, []
+        for rank, name in enumerate(names):
+            number = self._number.get((rank, name))
+            if number is None:
+                number = len(self.domains)
+                self._number[rank, name] = number
+                self.domains.append(Domain(number, rank, name, parent))
+            path.append(number)
+            parent = number
+        return tuple(path)
+
+    def _order_domains(self) -> None:
+        self.children: list[list[int]] = [[] for _ in self.domains]
+        for domain in self.domains[1:]:
+            self.children[domain.parent].append(domain.index)
+
+    def _used(self) -> list[int]:
+        used = [0] * len(self.instance.nodes)
+        number = self.instance.node_index
+        for group in self.instance.running:
+            for running in group.instances:
+                for name, (_, gpus) in zip(
+                    running.nodes, self.shape_of(group, running).pod_list, strict=True
+                ):
+                    used[number[name]] += gpus
+        return used
+
+    def _types_by_domain(self) -> list[set[str]]:
+        types: list[set[str]] = [set() for _ in self.domains]
+        for node, path in zip(self.instance.nodes, self.node_path, strict=True):
+            if node.gpus:
+                for domain in path:
+                    types[domain].add(node.gpu_type)
+        return types
+
+    def _tier(self, path: tuple[int, ...]) -> int:
+        levels, names = self.instance.levels, self.instance.rdma_levels
+        if len(self._types[path[levels.index(names.lower)]]) > 1:
+            return 2
+        if names.upper is not None and len(self._types[path[levels.index(names.upper)]]) > 1:
+            return 1
+        return 0
+
+    def shape_of(self, group: RunningGroup, running: RunningInstance) -> Shape:
+        """Shape of a running instance."""
+        service = self.instance.services[self.instance.service_index[group.service]]
+        role = service.roles[running.role]
+        return role.shapes[role.shape_index[running.shape]]
+
+    def domain_number(self, level: str, name: str) -> int:
+        """Number of the domain ``name`` at ``level``."""
+        return self._number[self.instance.levels.index(level), name]
+
+    def at_level(self, level: str | None, under: int = ROOT) -> list[int]:
+        """Domains of a level below (or at) the domain ``under``; the fleet for no level."""
+        if level is None:
+            return [ROOT]
+        rank = self.instance.levels.index(level)
+        return [index for index in self.below(under) if self.domains[index].rank == rank]
+
+    def below(self, domain: int) -> list[int]:
+        """The domain itself and everything below it, parents first."""
+        found = [domain]
+        for index in found:
+            found.extend(self.children[index])
+        return found
+
+    def ancestor(self, domain: int, rank: int) -> int:
+        """The domain at ``rank`` that contains ``domain``; ``domain`` itself if it is not finer."""
+        while self.domains[domain].rank > rank:
+            domain = self.domains[domain].parent
+        return domain
+
+    def contains(self, domain: int, node: int) -> bool:
+        """Whether a node lies in a domain."""
+        return domain == ROOT or domain in self.node_path[node]
+
+    def types(self, domain: int) -> set[str]:
+        """GPU types in a domain."""
+        return self._types[domain]
+
+    def domain_tier(self, domain: int) -> int:
+        """Highest tier of a cell in the domain."""
+        return max((self.cells[cell].tier for cell in self.cells_below[domain]), default=0)
+
+    @cached_property
+    def cells_below(self) -> list[list[int]]:
+        """Per domain, the cells in it."""
+        found: list[list[int]] = [[] for _ in self.domains]
+        for cell in self.cells:
+            domain = cell.domain
+            while domain != -1:
+                found[domain].append(cell.index)
+                domain = self.domains[domain].parent
+        return found
+
+    def shape_rank(self, shape: Shape) -> int:
+        """Rank of the level whose one domain holds the pods; ``len(levels)`` for one node."""
+        if len(shape.pod_list) == 1 or shape.level == NODE_LEVEL:
+            return len(self.instance.levels)
+        return self.instance.levels.index(shape.level or self.instance.levels[-1])
+
+    def group_domain(self, group: RunningGroup) -> int:
+        """Domain a running group is bound to."""
+        service = self.instance.services[self.instance.service_index[group.service]]
+        level = service.affinity.required
+        if level is None:
+            return ROOT
+        if group.domain is not None:
+            return self.domain_number(level, group.domain)
+        rank = self.instance.levels.index(level)
+        gpus: dict[int, int] = defaultdict(int)
+        for running in group.instances:
+            for name, (_, count) in zip(
+                running.nodes, self.shape_of(group, running).pod_list, strict=True
+            ):
+                gpus[self.node_path[self.instance.node_index[name]][rank]] += count
+        ordered = sorted(gpus, key=lambda index: self.domains[index].name)
+        return max(ordered, key=lambda index: gpus[index])
+
+    def homes(self, group: RunningGroup) -> tuple[int, ...]:
+        """Home domains of a running group at its service's preferred level."""
+        service = self.instance.services[self.instance.service_index[group.service]]
+        level = service.affinity.preferred
+        if level is None:
+            return ()
+        rank = self.instance.levels.index(level)
+        gpus: dict[int, int] = defaultdict(int)
+        for running in group.instances:
+            found = {self.node_path[self.instance.node_index[name]][rank] for name in running.nodes}
+            if len(found) == 1:
+                gpus[found.pop()] += self.shape_of(group, running).gpus
+        most = max(gpus.values(), default=0)
+        return tuple(sorted(index for index, count in gpus.items() if count == most))
+
+    def in_one_domain(self, nodes: Iterable[int], rank: int) -> bool:
+        """Whether nodes share a domain at ``rank`` (``len(levels)``: are one node)."""
+        if rank == len(self.instance.levels):
+            return len(set(nodes)) <= 1
+        return len({self.node_path[node][rank] for node in nodes}) <= 1
+
+    def graph(self) -> nx.DiGraph:
+        """The tree of domains as a directed graph from coarse to fine.
+
+        Returns
+        -------
+        networkx.DiGraph
+            Nodes are domain numbers with ``name``, ``level`` (null for the fleet), ``tier`` (name),
+            ``gpu_types``, ``gpus``, ``free`` (GPUs); edges run from parent to child.
+        """
+        graph = nx.DiGraph()
+        gpus, free = [0] * len(self.domains), [0] * len(self.domains)
+        for index, (node, path) in enumerate(
+            zip(self.instance.nodes, self.node_path, strict=True)
+        ):
+            for domain in (ROOT, *path):
+                gpus[domain] += node.gpus
+                free[domain] += self.free[index]
+        for domain in self.domains:
+            graph.add_node(
+                domain.index,
+                name=domain.name,
+                level=self.instance.levels[domain.rank] if domain.rank >= 0 else None,
+                tier=TIERS[self.domain_tier(domain.index)],
+                gpu_types=sorted(self._types[domain.index]) if domain.index else [],
+                gpus=gpus[domain.index],
+                free=free[domain.index],
+            )
+            if domain.parent >= 0:
+                graph.add_edge(domain.parent, domain.index)
+        return graph
