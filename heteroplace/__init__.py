@@ -5,6 +5,7 @@ from heteroplace.errors import InputError
 from heteroplace.instance import Instance
 from heteroplace.plan import Evaluation, Plan, Result, Violation
 from heteroplace.profile import Profile
+from heteroplace.solve import solve
 
 __version__ = "0.1.0"
 
@@ -18,4 +19,5 @@ __all__ = [
     "Violation",
     "check",
     "evaluate",
+    "solve",
 ]

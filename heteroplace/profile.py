@@ -32,8 +32,6 @@ class Profile(Noun):
         Seed of the engine.
     deterministic
         Same seed and profile give the same plan, as long as the time limit does not cut in.
-    explain
-        Whether the result says why capacity is unmet.
     """
 
     solver: SolverName = "auto"
@@ -42,7 +40,6 @@ class Profile(Noun):
     threads: Annotated[int, Field(ge=1, le=1024, strict=True)] | None = None
     seed: Annotated[int, Field(ge=0, lt=2**31, strict=True)] = 0
     deterministic: bool = False
-    explain: bool = False
 
     @classmethod
     def from_file(cls, path: str | os.PathLike[str]) -> Profile:

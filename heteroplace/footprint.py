@@ -1,0 +1,65 @@
+"""What an instance of a shape occupies, in the form that solvers count."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from functools import cached_property
+
+from heteroplace.instance import Shape
+from heteroplace.topology import TreeView
+
+
+@dataclass(frozen=True, order=True)
+class Block:
+    """GPUs of one type that must be free on one node.
+
+    Parameters
+    ----------
+    gpu_type
+        GPU type.
+    gpus
+        GPUs on that node.
+    """
+
+    gpu_type: str
+    gpus: int
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """The blocks of one instance and the rank of the level whose one domain holds them.
+
+    Parameters
+    ----------
+    rank
+        ``len(levels)`` for a single node.
+    blocks
+        Sorted (block, count) pairs.
+    """
+
+    rank: int
+    blocks: tuple[tuple[Block, int], ...]
+
+    @cached_property
+    def single(self) -> bool:
+        """Whether it is one block on one node."""
+        return len(self.blocks) == 1 and self.blocks[0][1] == 1
+
+
+def footprint(tree: TreeView, shape: Shape) -> Footprint:
+    """Footprint of one instance of a shape; pods that share a node by rule are one block."""
+    rank = tree.shape_rank(shape)
+    if rank == len(tree.instance.levels):
+        return Footprint(rank, ((Block(shape.pods[0].gpu_type, shape.gpus), 1),))
+    counts = Counter(Block(gpu_type, gpus) for gpu_type, gpus in shape.pod_list)
+    return Footprint(rank, tuple(sorted(counts.items())))
+
+
+def pod_nodes(shape: Shape, placed: dict[Block, list[int]]) -> tuple[int, ...]:
+    """Node of every pod, in the order of the shape's pods, from the nodes of its blocks."""
+    (first, nodes), *others = placed.items()
+    if not others and len(nodes) == 1:
+        return tuple(nodes) * len(shape.pod_list)
+    left = {block: iter(nodes) for block, nodes in placed.items()}
+    return tuple(next(left[Block(gpu_type, gpus)]) for gpu_type, gpus in shape.pod_list)

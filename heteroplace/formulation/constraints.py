@@ -1,0 +1,544 @@
+"""The constraints of docs/problem.md, one unit each, in the order they are added.
+
+A unit adds its columns and rows to the model. Columns that follow from the shared decisions are
+also recorded there (``Model.derived``), so that a plan can be turned into a complete solution.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable
+from fractions import Fraction
+from math import gcd, lcm
+
+from heteroplace.footprint import Block, Footprint
+from heteroplace.formulation.packing import Pool
+from heteroplace.formulation.variables import Candidate, Demand, Leaver, Model, Terms
+from heteroplace.instance import RatioBand
+
+
+
+def running(model: Model) -> None:
+    """What runs stays, unless its role scales in or a migration is allowed."""
+    program = model.program
+    for leaver in model.leavers:
+        if len(leaver.columns) == 2:
+            terms = [(column, 1) for column in leaver.columns]
+            program.row("running", terms, upper=len(leaver.members))
+    for (service, role), demand in model.demands.items():
+        terms = [
+            (leaver.removed, demand.shapes[leaver.shape])
+            for candidate in model.of_service[service]
+            for leaver in leavers_of(model, candidate, role)
+            if leaver.removed is not None
+        ]
+        if terms:
+            program.row("running", terms, upper=demand.surplus)
+    moves = [(leaver.moved, 1) for leaver in model.leavers if leaver.moved is not None]
+    if moves:
+        program.row("running", moves, upper=model.instance.cycle.max_migrations)
+    _match_moves(model)
+
+
+def _match_moves(model: Model) -> None:
+    """A moved instance is placed again, in its group and shape."""
+    for candidate in model.candidates:
+        for role in model.service(candidate.service).roles:
+            moved: dict[int, Terms] = defaultdict(list)
+            for leaver in leavers_of(model, candidate, role):
+                if leaver.moved is not None:
+                    moved[leaver.shape].append((leaver.moved, -1))
+            scales_out = model.demands[candidate.service, role].missing > 0
+            placed: dict[int, Terms] = defaultdict(list)
+            for placement in model.placements_of.get((candidate.index, role), ()):
+                placed[placement.shape].append((placement.column, 1))
+            for shape in sorted(moved.keys() | placed.keys()):
+                if moved[shape] or not scales_out:
+                    terms = placed[shape] + moved[shape]
+                    if scales_out:
+                        model.program.row("running", terms, lower=0)
+                    else:
+                        model.program.row("running", terms, lower=0, upper=0)
+
+
+def no_reuse(model: Model) -> None:
+    """GPUs freed in a cycle are not used in it; with ``reuse_freed`` they join their node's."""
+    if not model.instance.cycle.reuse_freed:
+        return
+    for leaver in model.leavers:
+        shape = model.shape(model.service_of_group(leaver.group), leaver.role, leaver.shape)
+        for node, (_, gpus) in zip(leaver.nodes, shape.pod_list, strict=True):
+            if model.instance.nodes[node].schedulable:
+                model.freed[node].extend((column, gpus) for column in leaver.columns)
+
+
+def integrity(model: Model) -> None:
+    """All pods of an instance lie in one domain of its shape's level.
+
+    Instances of one footprint that enter at one domain are interchangeable; ``spread`` counts how
+    many of them each domain of the level holds.
+    """
+    entering: dict[tuple[Footprint, int], Terms] = defaultdict(list)
+    for placement in model.placements:
+        wanted = model.print_of(placement)
+        if wanted.single:
+            block = wanted.blocks[0][0]
+            model.entering[block, placement.domain].append((placement.column, 1))
+        else:
+            entering[wanted, placement.domain].append((placement.column, 1))
+    for (wanted, domain), terms in entering.items():
+        most = _upper(model, terms)
+        places = [place for place in model.places(wanted, domain) if model.fits(wanted, place)]
+        spread = {place: model.program.column(most) for place in places}
+        model.spread[wanted, domain] = spread
+        down = [(column, -1) for column in spread.values()]
+        model.program.row("integrity", terms + down, lower=0, upper=0)
+        for place, column in spread.items():
+            for block, count in wanted.blocks:
+                model.entering[block, place].append((column, count))
+
+
+def colocation(model: Model) -> None:
+    """Every instance lies in its group's domain.
+
+    Blocks of one size that enter at one domain are interchangeable; ``flow`` counts how many of
+    them each cell of the domain gets.
+    """
+    arriving: dict[tuple[int, Block], Terms] = defaultdict(list)
+    for (block, domain), terms in model.entering.items():
+        cells = [
+            cell
+            for cell in model.tree.cells_below[domain]
+            if model.tree.cells[cell].gpu_type == block.gpu_type
+            and model.cell_room(cell, block.gpus)
+        ]
+        flow = {
+            cell: model.program.column(min(model.cell_room(cell, block.gpus), _upper(model, terms)))
+            for cell in cells
+        }
+        model.flow[block, domain] = flow
+        down = [(column, -1) for column in flow.values()]
+        model.program.row("colocation", terms + down, lower=0, upper=0)
+        for cell, column in flow.items():
+            arriving[cell, block].append((column, 1))
+    for (cell, block), terms in arriving.items():
+        if len(terms) == 1:
+            model.arriving[cell][block.gpus] = terms[0][0]
+        else:
+            total = model.program.column(model.cell_room(cell, block.gpus))
+            model.program.row("colocation", [*terms, (total, -1)], lower=0, upper=0)
+            model.arriving[cell][block.gpus] = total
+            model.derive(total, [(column, 1) for column, _ in terms])
+
+
+def _upper(model: Model, terms: Terms) -> int:
+    return sum(coefficient * model.program.upper[column] for column, coefficient in terms)
+
+
+def capacity(model: Model) -> None:
+    """What is placed on a node fits its free GPUs of its type."""
+    for cell, counts in model.arriving.items():
+        smallest = min(counts)
+        nodes = [
+            node
+            for node in model.tree.cells[cell].nodes
+            if model.potential[node] >= smallest
+        ]
+        named = [node for node in nodes if model.freed.get(node)]
+        pooled = [node for node in nodes if not model.freed.get(node)]
+        if named:
+            counts = _add_named(model, cell, named, counts, bool(pooled))
+        if pooled:
+            pool = _make_pool(model, pooled, counts)
+            pool.add(model.program)
+            model.pools[cell] = pool
+    _repair_capacity(model)
+
+
+def _make_pool(model: Model, nodes: list[int], counts: dict[int, int]) -> Pool:
+    weighs = model.instance.objective.weights.fragmentation > 0
+    free: dict[int, int] = {}
+    whole: dict[int, list[int]] = defaultdict(list)
+    for node in nodes:
+        room, machine = model.potential[node], model.instance.nodes[node]
+        if weighs and room == machine.gpus and min(counts) < room and not model.tree.used[node]:
+            whole[room].append(node)
+        else:
+            free[node] = room
+    return Pool(free, dict(whole), counts)
+
+
+def _add_named(
+    model: Model, cell: int, nodes: list[int], counts: dict[int, int], pooled: bool
+) -> dict[int, int]:
+    """Count blocks node by node where GPUs may be freed; return the counts left for the rest."""
+    program = model.program
+    parts: dict[int, list[int]] = {size: [] for size in counts}
+    for node in nodes:
+        machine = model.instance.nodes[node]
+        room = machine.gpus - machine.reserved - model.tree.used[node]
+        columns = {
+            size: program.column(model.potential[node] // size)
+            for size in counts
+            if size <= model.potential[node]
+        }
+        model.singles[node] = columns
+        terms = [(column, size) for size, column in columns.items()]
+        terms += [(column, -gpus) for column, gpus in model.freed[node]]
+        if room < 0:
+            switch = program.column(1)
+            model.switches[node] = switch
+            program.row("no_reuse", [*terms, (switch, -room)], upper=0)
+            for size, column in columns.items():
+                most = model.potential[node] // size
+                program.row("no_reuse", [(column, 1), (switch, -most)], upper=0)
+        else:
+            program.row("no_reuse", terms, upper=room)
+        for size, column in columns.items():
+            parts[size].append(column)
+    left = {}
+    for size, total in counts.items():
+        terms = [(total, 1)] + [(column, -1) for column in parts[size]]
+        if pooled:
+            left[size] = program.column(program.upper[total])
+            program.row("capacity", [*terms, (left[size], -1)], lower=0, upper=0)
+            model.derive(left[size], terms)
+        else:
+            program.row("capacity", terms, lower=0, upper=0)
+    return left
+
+
+def _repair_capacity(model: Model) -> None:
+    """A node over its limit may stay so, but never more than now; what is over is repaired."""
+    leaving: dict[int, Terms] = defaultdict(list)
+    for leaver in model.leavers:
+        shape = model.shape(model.service_of_group(leaver.group), leaver.role, leaver.shape)
+        for node, (_, gpus) in zip(leaver.nodes, shape.pod_list, strict=True):
+            leaving[node].extend((column, gpus) for column in leaver.columns)
+    for node, machine in enumerate(model.instance.nodes):
+        over = model.tree.used[node] - (machine.gpus - machine.reserved)
+        if over <= 0:
+            continue
+        if leaving[node]:
+            rest = model.program.column(over)
+            model.program.row("capacity", [(rest, 1), *leaving[node]], lower=over)
+            model.repair(rest, Fraction(1))
+            model.derive(rest, [(column, -gpus) for column, gpus in leaving[node]], over)
+        else:
+            model.repair_constant += over
+
+
+def delivered(model: Model, candidate: Candidate, role: str) -> tuple[Terms, int]:
+    """Delivered capacity of a role in a group, in grains: columns and what stays for sure."""
+    demand = model.demands[candidate.service, role]
+    return _weighted(model, candidate, role, demand.shapes)
+
+
+def counted(model: Model, candidate: Candidate, role: str) -> tuple[Terms, int]:
+    """Delivering instances of a role in a group: columns and constant."""
+    return _weighted(model, candidate, role, (1,) * len(model.role(candidate.service, role).shapes))
+
+
+def _weighted(
+    model: Model, candidate: Candidate, role: str, weights: tuple[int, ...]
+) -> tuple[Terms, int]:
+    terms = [
+        (placement.column, weights[placement.shape])
+        for placement in model.placements_of.get((candidate.index, role), ())
+    ]
+    constant = 0
+    if candidate.running is not None:
+        constant = sum(
+            weights[shape] for _, shape in model.ready_of.get((candidate.running, role), ())
+        )
+        for leaver in leavers_of(model, candidate, role):
+            terms.extend((column, -weights[leaver.shape]) for column in leaver.columns)
+    return terms, constant
+
+
+def leavers_of(model: Model, candidate: Candidate, role: str) -> list[Leaver]:
+    """Leavers of a role in a group."""
+    if candidate.running is None:
+        return []
+    return model.leavers_of.get((candidate.running, role), [])
+
+
+def ratio(model: Model) -> None:
+    """Every group's delivered capacities are inside the band, and no role is lacking."""
+    for candidate in model.candidates:
+        service = model.service(candidate.service)
+        if not any(
+            model.placements_of.get((candidate.index, role)) or leavers_of(model, candidate, role)
+            for role in service.roles
+        ):
+            _ratio_of_fixed(model, candidate)
+            continue
+        for band in service.ratios:
+            _add_band(model, candidate, band)
+        if len(service.roles) > 1:
+            _add_completeness(model, candidate)
+
+
+def _ratio_of_fixed(model: Model, candidate: Candidate) -> None:
+    """A group that nothing can change keeps what is broken."""
+    for band in model.service(candidate.service).ratios:
+        _, _, now, scale = _band_rows(model, candidate, band)
+        weight = model.role(candidate.service, band.numerator).gpus_per_capacity
+        model.repair_constant += Fraction(now, scale) * weight
+    for role in missing_now(model, candidate):
+        model.repair_constant += model.role(candidate.service, role).shapes[0].gpus
+
+
+def _band_rows(
+    model: Model, candidate: Candidate, band: RatioBand
+) -> tuple[tuple[Terms, int], tuple[Terms, int] | None, int, int]:
+    """The band's two sides as integer expressions that are above 0 when broken.
+
+    Returns
+    -------
+    tuple
+        (low side, high side or null, how far it is broken now, what 1 capacity is).
+    """
+    numerator, n_constant = delivered(model, candidate, band.numerator)
+    denominator, d_constant = delivered(model, candidate, band.denominator)
+    n_grain = model.demands[candidate.service, band.numerator].grain
+    d_grain = model.demands[candidate.service, band.denominator].grain
+    ends = [band.min] + ([] if band.max is None else [band.max])
+    scale = lcm(n_grain.denominator, *((end * d_grain).denominator for end in ends))
+    n_unit = int(n_grain * scale)
+
+    def side(end: Fraction, sign: int) -> tuple[Terms, int]:
+        d_unit = int(end * d_grain * scale)
+        terms = [(column, sign * n_unit * count) for column, count in numerator]
+        terms += [(column, -sign * d_unit * count) for column, count in denominator]
+        return terms, sign * (n_unit * n_constant - d_unit * d_constant)
+
+    low = side(band.min, -1)
+    high = None if band.max is None else side(band.max, 1)
+    now = max(0, low[1], 0 if high is None else high[1])
+    return low, high, now, scale
+
+
+def _add_band(model: Model, candidate: Candidate, band: RatioBand) -> None:
+    low, high, now, scale = _band_rows(model, candidate, band)
+    slack: int | None = None
+    if now:
+        slack = model.program.column(now)
+        weight = model.role(candidate.service, band.numerator).gpus_per_capacity
+        model.repair(slack, weight / scale)
+    sides = [side for side in (low, high) if side is not None and any(c for _, c in side[0])]
+    for terms, constant in sides:
+        row = terms if slack is None else [*terms, (slack, -1)]
+        model.program.row("ratio", row, upper=-constant)
+        if slack is not None:
+            model.derive(slack, terms, constant)
+    if slack is not None:
+        for fixed in (low, high):
+            if fixed is not None and fixed not in sides and fixed[1] > 0:
+                model.program.row("ratio", [(slack, 1)], lower=fixed[1])
+                model.derive(slack, [], fixed[1])
+
+
+def missing_now(model: Model, candidate: Candidate) -> list[str]:
+    """Roles that a running group lacks now."""
+    if candidate.running is None:
+        return []
+    roles = model.service(candidate.service).roles
+    present = {role for role in roles if model.ready_of.get((candidate.running, role))}
+    return [role for role in roles if role not in present] if present else []
+
+
+def _bands_complete(model: Model, candidate: Candidate) -> bool:
+    """Whether the bands alone make a group have all roles or none."""
+    service = model.service(candidate.service)
+    linked = {next(iter(service.roles))}
+    links = [
+        {band.numerator, band.denominator}
+        for band in service.ratios
+        if band.min > 0 and band.max is not None
+    ]
+    for _ in links:
+        for link in links:
+            if link & linked:
+                linked |= link
+    return len(linked) == len(service.roles) and not missing_now(model, candidate) and not any(
+        _band_rows(model, candidate, band)[2] for band in service.ratios
+    )
+
+
+def _add_completeness(model: Model, candidate: Candidate) -> None:
+    if _bands_complete(model, candidate):
+        return
+    lacking = missing_now(model, candidate)
+    alive = alive_column(model, candidate)
+    for role in model.service(candidate.service).roles:
+        terms, constant = counted(model, candidate, role)
+        row = [*terms, (alive, -1)]
+        if role in lacking:
+            absent = model.program.column(1)
+            row.append((absent, 1))
+            model.repair(absent, Fraction(model.role(candidate.service, role).shapes[0].gpus))
+            model.absences.append((absent, alive, terms, constant))
+        model.program.row("ratio", row, lower=-constant)
+
+
+def alive_column(model: Model, candidate: Candidate) -> int:
+    """Column that is 1 when the group delivers anything; made when first asked for."""
+    known = model.alive.get(candidate.index)
+    if known is not None:
+        return known
+    column = model.program.column(1)
+    model.alive[candidate.index] = column
+    for role in model.service(candidate.service).roles:
+        terms, constant = counted(model, candidate, role)
+        positive = [(c, a) for c, a in terms if a > 0]
+        demand = model.demands[candidate.service, role]
+        most = constant + sum(model.program.upper[c] for c, _ in positive)
+        if candidate.running is None:
+            most = min(most, -(-demand.missing // min(demand.shapes)))
+        if terms or constant:
+            model.program.row("ratio", [*terms, (column, -most)], upper=-constant)
+            model.derive(column, terms, constant, switch=True)
+    return column
+
+
+def target(model: Model) -> None:
+    """A role delivers no more than its target needs."""
+    for (service, role), demand in model.demands.items():
+        if demand.missing:
+            _add_target(model, service, role, demand)
+        elif demand.surplus:
+            _repair_target(model, service, role, demand)
+
+
+def _added(model: Model, service: int, role: str) -> dict[int, Terms]:
+    """Columns that count the added instances of each shape, moved ones excluded."""
+    added: dict[int, Terms] = defaultdict(list)
+    for candidate in model.of_service[service]:
+        for placement in model.placements_of.get((candidate.index, role), ()):
+            added[placement.shape].append((placement.column, 1))
+        for leaver in leavers_of(model, candidate, role):
+            if leaver.moved is not None:
+                added[leaver.shape].append((leaver.moved, -1))
+    return {shape: terms for shape, terms in added.items() if any(a > 0 for _, a in terms)}
+
+
+def _add_target(model: Model, service: int, role: str, demand: Demand) -> None:
+    added = _added(model, service, role)
+    unmet = model.program.column(demand.missing)
+    model.unmet[service, role] = unmet
+    if not added:
+        model.program.row("target", [(unmet, 1)], lower=demand.missing)
+        model.derive(unmet, [], demand.missing)
+        return
+    total = [
+        (column, sign * demand.shapes[shape])
+        for shape, terms in added.items()
+        for column, sign in terms
+    ]
+    model.program.row("target", [*total, (unmet, 1)], lower=demand.missing)
+    model.derive(unmet, [(column, -value) for column, value in total], demand.missing)
+    largest = max(demand.shapes[shape] for shape in added)
+    model.program.row("target", total, upper=demand.missing + largest - 1)
+    for shape, terms in added.items():
+        capacity_ = demand.shapes[shape]
+        if capacity_ < largest:
+            used = model.program.column(1)
+            most = -(-demand.missing // capacity_)
+            model.program.row("target", [*terms, (used, -most)], upper=0)
+            slack = largest - capacity_
+            model.program.row(
+                "target", [*total, (used, slack)], upper=demand.missing + largest - 1
+            )
+            model.derive(used, terms, switch=True)
+
+
+def _repair_target(model: Model, service: int, role: str, demand: Demand) -> None:
+    """A role that scales in is asked to lose what it has above its target."""
+    ready = [
+        demand.shapes[shape]
+        for candidate in model.of_service[service]
+        if candidate.running is not None
+        for _, shape in model.ready_of.get((candidate.running, role), ())
+    ]
+    grain = gcd(*ready)
+    weight = model.role(service, role).gpus_per_capacity * demand.grain
+    model.repair_constant += demand.surplus // grain * grain * weight
+    for candidate in model.of_service[service]:
+        for leaver in leavers_of(model, candidate, role):
+            if leaver.removed is not None:
+                model.repair(leaver.removed, -weight * demand.shapes[leaver.shape])
+
+
+def limits(model: Model) -> None:
+    """Group count and size limits; role minimum.
+
+    The role minimum needs no row: ``running`` removes nothing below the target, and the minimum is
+    at most that.
+    """
+    for service, served in enumerate(model.instance.services):
+        if served.limits.max_groups is not None:
+            _limit_groups(model, service, served.limits.max_groups)
+        if served.limits.max_instances_per_group is not None:
+            for candidate in model.of_service[service]:
+                _limit_size(model, candidate, served.limits.max_instances_per_group)
+
+
+def _limit_groups(model: Model, service: int, most: int) -> None:
+    terms: Terms = []
+    fixed = now = 0
+    for candidate in model.of_service[service]:
+        if candidate.running is None:
+            terms.append((alive_column(model, candidate), 1))
+            continue
+        now += 1
+        instances = model.instance.running[candidate.running].instances
+        can_empty = not any(each.state == "draining" for each in instances) and any(
+            leaver.removed is not None
+            for role in model.service(service).roles
+            for leaver in leavers_of(model, candidate, role)
+        )
+        if can_empty:
+            terms.append((alive_column(model, candidate), 1))
+        else:
+            fixed += 1
+    if not terms:
+        model.repair_constant += max(0, fixed - most)
+        return
+    model.program.row("limits", terms, upper=max(most, now) - fixed)
+    if now > most:
+        over = model.program.column(now - most)
+        model.program.row("limits", [*terms, (over, -1)], upper=most - fixed)
+        model.repair(over, Fraction(1))
+        model.derive(over, terms, fixed - most)
+
+
+def _limit_size(model: Model, candidate: Candidate, most: int) -> None:
+    terms: Terms = []
+    now = 0
+    for role in model.service(candidate.service).roles:
+        columns, constant = counted(model, candidate, role)
+        terms += columns
+        now += constant
+    if any(a > 0 for _, a in terms):
+        model.program.row("limits", terms, upper=max(most, now) - now)
+    if now > most:
+        if not terms:
+            model.repair_constant += now - most
+            return
+        over = model.program.column(now - most)
+        model.program.row("limits", [*terms, (over, -1)], upper=most - now)
+        model.repair(over, Fraction(1))
+        model.derive(over, terms, now - most)
+
+
+CONSTRAINTS: tuple[Callable[[Model], None], ...] = (
+    running,
+    no_reuse,
+    integrity,
+    colocation,
+    capacity,
+    ratio,
+    target,
+    limits,
+)

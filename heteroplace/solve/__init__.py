@@ -1,0 +1,296 @@
+"""Solve an instance: the greedy first, then an exact engine that can only improve on it."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from fractions import Fraction
+from importlib.metadata import PackageNotFoundError, version
+
+import numpy as np
+
+from heteroplace.check import check, evaluate
+from heteroplace.decision import Decision
+from heteroplace.formulation import Model, build, extract, hint
+from heteroplace.formulation.program import LateError
+from heteroplace.instance import Instance
+from heteroplace.plan import (
+    Evaluation,
+    Plan,
+    ProvenStep,
+    Result,
+    Seconds,
+    Size,
+    StopReason,
+    Unmet,
+    Violation,
+)
+from heteroplace.profile import Profile
+from heteroplace.solve.cpsat import CpSatEngine
+from heteroplace.solve.engine import (
+    PROVEN_GAP,
+    Engine,
+    EngineMissing,
+    StepOutcome,
+    walk_steps,
+)
+from heteroplace.solve.greedy import greedy, greedy_pods
+from heteroplace.solve.highs import HighsEngine
+from heteroplace.solve.milp import MilpEngine
+from heteroplace.solve.portfolio import Portfolio
+from heteroplace.topology import TreeView
+
+log = logging.getLogger("heteroplace")
+
+ENGINES: dict[str, Callable[[Profile], Engine]] = {
+    "auto": lambda profile: Portfolio(),
+    "highs": lambda profile: HighsEngine(),
+    "cpsat": lambda profile: CpSatEngine(),
+    "milp": lambda profile: MilpEngine(profile.engine),
+}
+
+
+def solve(instance: Instance, profile: Profile | None = None) -> Result:
+    """Decide where every instance goes.
+
+    Parameters
+    ----------
+    instance
+        The problem; not changed.
+    profile
+        How to solve; default :class:`Profile`.
+
+    Returns
+    -------
+    Result
+        A checked plan, never worse than the greedy's, with value, bound and gap of every step.
+
+    Notes
+    -----
+    Safe to call from several threads. Prints nothing; logs to ``heteroplace``. The objective and
+    the cycle's rules follow §3.3 of the HeteroScale paper, made exact in docs/problem.md.
+    """
+    return _Run(instance, profile or Profile()).run()
+
+
+@dataclass
+class _Candidate:
+    """A plan with what the checker and the evaluator say of it."""
+
+    plan: Plan
+    evaluation: Evaluation
+    violations: list[Violation] = field(default_factory=list)
+
+
+class _Run:
+    """One call of :func:`solve`."""
+
+    def __init__(self, instance: Instance, profile: Profile) -> None:
+        self.instance = instance
+        self.profile = profile
+        self.began = time.monotonic()
+        limit = profile.time_limit
+        self.deadline = None if limit is None else self.began + limit
+        self.seconds = {"build": 0.0, "solve": 0.0, "assign": 0.0}
+        self.notes: list[str] = []
+        self.stop: StopReason = "heuristic"
+        self.outcomes: list[StepOutcome] = []
+        self.units: list[Fraction] = []
+        self.size = Size()
+        self.engine: str | None = None
+
+    def timed(self, phase: str, began: float) -> None:
+        self.seconds[phase] += time.monotonic() - began
+
+    def run(self) -> Result:
+        began = time.monotonic()
+        self.tree = TreeView(self.instance)
+        self.timed("build", began)
+        if self.profile.solver == "greedy-pods":
+            return self.result(self.judged(self.heuristic(greedy_pods)))
+        decision = self.heuristic(greedy)
+        began = time.monotonic()
+        best = self.judged(decision)
+        self.reserve = 2 * (time.monotonic() - began) + 0.01
+        if best.violations:
+            self.notes.append("the greedy's plan was refused by the checker; nothing is changed")
+            log.error("greedy plan refused: %s", best.violations)
+            decision = Decision()
+            best = self.judged(decision)
+        if self.profile.solver != "greedy":
+            best = self.improved(decision, best)
+        return self.result(best)
+
+    def heuristic(self, method: Callable[[TreeView, float | None], Decision]) -> Decision:
+        began = time.monotonic()
+        decision = method(self.tree, self.deadline)
+        self.timed("solve", began)
+        return decision
+
+    def judged(self, decision: Decision) -> _Candidate:
+        """Name a decision's nodes, check and evaluate it."""
+        began = time.monotonic()
+        plan = decision.plan(self.tree)
+        violations = check(self.instance, plan)
+        candidate = _Candidate(plan, evaluate(self.instance, plan), violations)
+        self.timed("assign", began)
+        return candidate
+
+    def improved(self, start: Decision, best: _Candidate) -> _Candidate:
+        """Run the exact engine from the greedy's plan; whatever goes wrong, that plan stays."""
+        deadline = None if self.deadline is None else self.deadline - self.reserve
+        try:
+            engine = ENGINES[self.profile.solver](self.profile)
+            self.engine = engine.name
+            began = time.monotonic()
+            try:
+                model = build(self.tree, deadline)
+            finally:
+                self.timed("build", began)
+            found = self.engine_decision(engine, model, start, deadline)
+        except LateError:
+            self.stop = "time_limit"
+            self.notes.append("the time limit came while the program was built")
+            return best
+        except EngineMissing as error:
+            return self.failed("engine_missing", str(error), best)
+        except Exception as error:
+            log.exception("engine failed")
+            return self.failed("engine_failed", f"{type(error).__name__}: {error}", best)
+        return self.better(found, best)
+
+    def failed(self, stop: StopReason, message: str, best: _Candidate) -> _Candidate:
+        self.stop = stop
+        self.outcomes, self.units = [], []
+        self.notes.append(f"{message}. This is the greedy's plan.")
+        return best
+
+    def engine_decision(
+        self, engine: Engine, model: Model, start: Decision, deadline: float | None
+    ) -> Decision | None:
+        began = time.monotonic()
+        arrays = model.program.arrays()
+        columns, rows, nonzeros = model.program.shape
+        self.size = Size(columns=columns, rows=rows, nonzeros=nonzeros)
+        x = hint(model, start)
+        if x is None or not arrays.feasible(x):
+            log.warning("the greedy's plan is no solution of the program")
+            x = None
+        self.timed("build", began)
+        began = time.monotonic()
+        try:
+            engine.load(arrays, self.profile)
+            walk = walk_steps(engine, arrays, model.program.steps, x, deadline)
+        finally:
+            self.timed("solve", began)
+        self.outcomes = walk.steps
+        self.units = [step.unit for step in model.program.steps]
+        if all(step.proven for step in walk.steps):
+            self.stop = "proven"
+        else:
+            self.stop = "time_limit" if walk.late else "not_proven"
+        if walk.solution is None:
+            return None
+        if x is not None and np.array_equal(walk.solution, x):
+            return None
+        began = time.monotonic()
+        decision = extract(model, walk.solution)
+        self.timed("assign", began)
+        return decision
+
+    def better(self, found: Decision | None, best: _Candidate) -> _Candidate:
+        if found is None:
+            return best
+        candidate = self.judged(found)
+        if candidate.violations:
+            log.error("plan of %s refused: %s", self.engine, candidate.violations)
+            first = candidate.violations[0]
+            return self.failed(
+                "engine_failed",
+                f"the checker refused the plan of {self.engine} ({first.constraint}: "
+                f"{first.message})",
+                best,
+            )
+        return candidate if candidate.evaluation.values <= best.evaluation.values else best
+
+    def result(self, best: _Candidate) -> Result:
+        steps = tuple(self.proven_steps(best.evaluation))
+        if best.violations:
+            status = "invalid"
+        elif self.stop == "proven" and all(step.proven for step in steps):
+            status = "optimal"
+        else:
+            status = "feasible"
+            if self.stop == "proven":
+                self.stop = "not_proven"
+        profile = self.profile.model_dump()
+        return Result(
+            schema=1,
+            status=status,
+            stop_reason=self.stop,
+            plan=best.plan,
+            steps=steps,
+            costs={name: float(amount) for name, amount in best.evaluation.costs.items()},
+            repairs={name: float(amount) for name, amount in best.evaluation.repairs.items()},
+            unmet=tuple(
+                Unmet(
+                    service=role.service,
+                    role=role.role,
+                    target=float(role.target),
+                    delivered=float(role.delivered),
+                    unmet=float(role.unmet),
+                    unmet_gpus=float(role.unmet_gpus),
+                )
+                for role in best.evaluation.roles
+                if role.unmet
+            ),
+            violations=tuple(best.violations),
+            notes=tuple(self.notes),
+            seconds=Seconds(**self.seconds),
+            size=self.size,
+            solver=self.profile.solver,
+            engine=self.engine,
+            profile=profile,
+            seed=self.profile.seed,
+            versions=versions(),
+            instance_digest=self.instance.digest,
+        )
+
+    def proven_steps(self, evaluation: Evaluation) -> list[ProvenStep]:
+        steps = []
+        for index, step in enumerate(evaluation.steps):
+            bound = None
+            if index < len(self.outcomes):
+                whole = self.outcomes[index].bound
+                if whole is not None:
+                    bound = min(whole * self.units[index], step.value)
+            steps.append(_proven_step(step.name, step.value, bound))
+        return steps
+
+
+def _proven_step(name: str, value: Fraction, bound: Fraction | None) -> ProvenStep:
+    if bound is None:
+        return ProvenStep(name=name, value=float(value))
+    proven = value - bound <= abs(value) * PROVEN_GAP
+    gap: float | None = None
+    if value == bound:
+        gap = 0.0
+    elif bound:
+        gap = float((value - bound) / abs(bound))
+    return ProvenStep(name=name, value=float(value), bound=float(bound), gap=gap, proven=proven)
+
+
+def versions() -> dict[str, str]:
+    """Versions of the package and of the engines that are installed."""
+    found = {}
+    for name in ("heteroplace", "ortools", "highspy", "pulp"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+__all__ = ["solve", "versions"]

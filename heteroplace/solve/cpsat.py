@@ -1,0 +1,110 @@
+"""OR-tools CP-SAT."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import numpy as np
+
+from heteroplace.formulation.program import INFINITE, Arrays, Ints, ProgramStep
+from heteroplace.profile import Profile
+from heteroplace.solve.engine import Answer, EngineMissing, within
+
+WORKERS = 8
+
+
+def _cp_model() -> Any:
+    try:
+        from ortools.sat.python import cp_model
+    except ImportError:
+        raise EngineMissing("OR-tools is not installed; pip install ortools") from None
+    return cp_model
+
+
+class CpSatEngine:
+    """Engine ``cpsat``: integer arithmetic, so what it proves holds exactly."""
+
+    name = "CP-SAT"
+
+    def load(self, arrays: Arrays, profile: Profile) -> None:
+        """Take the rows and bounds; the model is built at the first step that needs it."""
+        self._arrays = arrays
+        self._profile = profile
+        self._pending: list[tuple[ProgramStep, int]] = []
+        self._model: Any = None
+        _cp_model()
+
+    def cap(self, step: ProgramStep, value: int) -> None:
+        """Keep a step at or below a value."""
+        if len(step.columns):
+            self._pending.append((step, value))
+
+    def minimise(self, step: ProgramStep, start: Ints | None, seconds: float | None) -> Answer:
+        """Minimise a step."""
+        return within(seconds, lambda: self._minimise(step, start, seconds)) or Answer(None, None)
+
+    def _minimise(self, step: ProgramStep, start: Ints | None, seconds: float | None) -> Answer:
+        began = time.monotonic()
+        cp_model = _cp_model()
+        model, columns = self._built()
+        model.minimize(_expression(cp_model, columns, step.columns, step.coefficients))
+        model.clear_hints()
+        if start is not None:
+            for column, value in zip(columns, start.tolist(), strict=True):
+                model.add_hint(column, value)
+        solver = cp_model.CpSolver()
+        if seconds is not None:
+            left = seconds - (time.monotonic() - began)
+            if left <= 0:
+                return Answer(None, None)
+            solver.parameters.max_time_in_seconds = left
+        solver.parameters.random_seed = self._profile.seed
+        solver.parameters.num_workers = self._profile.threads or WORKERS
+        solver.parameters.interleave_search = self._profile.deterministic
+        status = solver.solve(model)
+        if status not in (cp_model.OPTIMAL, cp_model.FEASIBLE):
+            bound = None
+            if status == cp_model.UNKNOWN and np.isfinite(solver.best_objective_bound):
+                bound = int(np.ceil(solver.best_objective_bound - 1e-6)) + step.constant
+            return Answer(None, bound)
+        found = np.array(solver.response_proto.solution, np.int64)
+        if status == cp_model.OPTIMAL:
+            return Answer(found, step.value(found))
+        bound = int(np.ceil(solver.best_objective_bound - 1e-6)) + step.constant
+        return Answer(found, bound)
+
+    def _built(self) -> tuple[Any, list[Any]]:
+        cp_model = _cp_model()
+        if self._model is None:
+            arrays = self._arrays
+            model = cp_model.CpModel()
+            columns = [
+                model.new_int_var(low, high, "")
+                for low, high in zip(arrays.lower.tolist(), arrays.upper.tolist(), strict=True)
+            ]
+            starts = arrays.starts.tolist()
+            for row, (low, high) in enumerate(
+                zip(arrays.row_lower.tolist(), arrays.row_upper.tolist(), strict=True)
+            ):
+                part = slice(starts[row], starts[row + 1])
+                self._add(model, columns, arrays.columns[part], arrays.coefficients[part], low, high)
+            self._model = (model, columns)
+        model, columns = self._model
+        for step, value in self._pending:
+            top = value - step.constant
+            self._add(model, columns, step.columns, step.coefficients, -INFINITE, top)
+        self._pending = []
+        return model, columns
+
+    def _add(
+        self, model: Any, columns: list[Any], index: Ints, values: Ints, low: int, high: int
+    ) -> None:
+        expression = _expression(_cp_model(), columns, index, values)
+        model.add_linear_constraint(expression, low, high)
+
+
+def _expression(cp_model: Any, columns: list[Any], index: Ints, values: Ints) -> Any:
+    return cp_model.LinearExpr.weighted_sum(
+        [columns[column] for column in index.tolist()], values.tolist()
+    )

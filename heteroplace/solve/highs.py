@@ -1,0 +1,144 @@
+"""HiGHS through its own interface: arrays in, bound and solution out."""
+
+from __future__ import annotations
+
+from math import ceil
+from typing import Any
+
+import numpy as np
+
+from heteroplace.formulation.program import INFINITE, Arrays, Ints, ProgramStep
+from heteroplace.profile import Profile
+from heteroplace.solve.engine import Answer, EngineMissing, rounded, within
+
+LARGEST_COST = 1e6
+
+
+def _highspy() -> Any:
+    try:
+        import highspy
+    except ImportError:
+        raise EngineMissing("highspy is not installed; pip install highspy") from None
+    return highspy
+
+
+class HighsEngine:
+    """Engine ``highs``."""
+
+    name = "HiGHS"
+
+    def load(self, arrays: Arrays, profile: Profile) -> None:
+        """Take the rows and bounds."""
+        self._arrays = arrays
+        self._profile = profile
+        self._caps: list[tuple[ProgramStep, int]] = []
+        _highspy()
+
+    def cap(self, step: ProgramStep, value: int) -> None:
+        """Keep a step at or below a value."""
+        if len(step.columns):
+            self._caps.append((step, value))
+
+    def minimise(self, step: ProgramStep, start: Ints | None, seconds: float | None) -> Answer:
+        """Minimise a step."""
+        return within(seconds, lambda: self._minimise(step, start, seconds)) or Answer(None, None)
+
+    def _minimise(self, step: ProgramStep, start: Ints | None, seconds: float | None) -> Answer:
+        highspy = _highspy()
+        solver, scale = make_model(self._arrays, self._caps, step, self._profile, seconds)
+        if start is not None:
+            solution = highspy.HighsSolution()
+            solution.col_value = start.astype(float)
+            solver.setSolution(solution)
+        solver.run()
+        status = solver.getModelStatus()
+        if status == highspy.HighsModelStatus.kInfeasible:
+            return Answer(None, None)
+        info = solver.getInfo()
+        found = None
+        if info.primal_solution_status == highspy.SolutionStatus.kSolutionStatusFeasible:
+            found = rounded(solver.getSolution().col_value)
+        return Answer(found, whole_bound(info.mip_dual_bound / scale, step))
+
+
+def relaxation_bound(
+    arrays: Arrays,
+    caps: list[tuple[ProgramStep, int]],
+    step: ProgramStep,
+    profile: Profile,
+    seconds: float | None,
+) -> int | None:
+    """Lower bound of a step by its linear relaxation, in units; null when there was no time."""
+
+    def solve() -> int | None:
+        highspy = _highspy()
+        solver, scale = make_model(arrays, caps, step, profile, seconds, relaxed=True)
+        solver.run()
+        if solver.getModelStatus() != highspy.HighsModelStatus.kOptimal:
+            return None
+        return whole_bound(solver.getInfo().objective_function_value / scale, step)
+
+    return within(seconds, solve)
+
+
+def whole_bound(value: float, step: ProgramStep) -> int | None:
+    """A floating bound, constant excluded, rounded up to units within the engine's tolerance."""
+    if not np.isfinite(value):
+        return None
+    return ceil(value - 1e-6 * max(1.0, abs(value))) + step.constant
+
+
+def make_model(
+    arrays: Arrays,
+    caps: list[tuple[ProgramStep, int]],
+    step: ProgramStep,
+    profile: Profile,
+    seconds: float | None,
+    *,
+    relaxed: bool = False,
+) -> tuple[Any, float]:
+    """A HiGHS model of one step, and the factor by which its costs were scaled."""
+    highspy = _highspy()
+    solver = highspy.Highs()
+    solver.setOptionValue("output_flag", False)
+    solver.setOptionValue("threads", profile.threads or 1)
+    solver.setOptionValue("random_seed", profile.seed)
+    if seconds is not None:
+        solver.setOptionValue("time_limit", max(0.0, seconds))
+    columns = len(arrays.lower)
+    cost = np.zeros(columns)
+    cost[step.columns] = step.coefficients
+    scale = min(1.0, LARGEST_COST / max(1.0, float(np.abs(cost).max(initial=0.0))))
+    solver.setOptionValue("mip_rel_gap", 1e-7)
+    solver.setOptionValue("mip_abs_gap", 0.999 * scale)
+    lp = highspy.HighsLp()
+    lp.num_col_ = columns
+    lp.col_cost_ = cost * scale
+    lp.col_lower_ = arrays.lower.astype(float)
+    lp.col_upper_ = arrays.upper.astype(float)
+    starts, index, values, low, high = with_caps(arrays, caps)
+    lp.num_row_ = len(low)
+    lp.row_lower_ = np.where(low <= -INFINITE, -highspy.kHighsInf, low.astype(float))
+    lp.row_upper_ = np.where(high >= INFINITE, highspy.kHighsInf, high.astype(float))
+    lp.a_matrix_.format_ = highspy.MatrixFormat.kRowwise
+    lp.a_matrix_.start_ = starts
+    lp.a_matrix_.index_ = index
+    lp.a_matrix_.value_ = values.astype(float)
+    if not relaxed:
+        lp.integrality_ = [highspy.HighsVarType.kInteger] * columns
+    solver.passModel(lp)
+    return solver, scale
+
+
+def with_caps(
+    arrays: Arrays, caps: list[tuple[ProgramStep, int]]
+) -> tuple[Ints, Ints, Ints, Ints, Ints]:
+    """Rows in CSR with one more row per capped step: starts, columns, values, lower, upper."""
+    lengths = [len(step.columns) for step, _ in caps]
+    starts = np.concatenate([arrays.starts, arrays.starts[-1] + np.cumsum(lengths, dtype=np.int64)])
+    columns = np.concatenate([arrays.columns, *(step.columns for step, _ in caps)])
+    values = np.concatenate([arrays.coefficients, *(step.coefficients for step, _ in caps)])
+    low = np.concatenate([arrays.row_lower, np.full(len(caps), -INFINITE, np.int64)])
+    tops = np.array([value - step.constant for step, value in caps], np.int64)
+    high = np.concatenate([arrays.row_upper, tops])
+    return starts, columns, values, low, high

@@ -1,0 +1,185 @@
+"""Any engine that PuLP knows; HiGHS by default.
+
+PuLP's status strings are not proofs: "Optimal" may mean a time limit, and CBC may leave fractional
+values. Only ``sol_status`` counts here, every solution is verified, and where an engine reports no
+bound the linear relaxation gives one.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from heteroplace.formulation.program import INFINITE, Arrays, Ints, ProgramStep
+from heteroplace.profile import Profile
+from heteroplace.solve.engine import Answer, EngineMissing, rounded, within
+from heteroplace.solve.highs import relaxation_bound, whole_bound
+
+DEFAULT = "HiGHS"
+SHORT = {"CBC": "PULP_CBC_CMD"}
+RELAXATION_SHARE = 0.3
+
+
+def _pulp() -> Any:
+    try:
+        import pulp
+    except ImportError:
+        raise EngineMissing("PuLP is not installed; pip install 'pulp<4'") from None
+    return pulp
+
+
+class MilpEngine:
+    """Engine ``milp``."""
+
+    def __init__(self, engine: str | None) -> None:
+        self._engine = SHORT.get(engine or DEFAULT, engine or DEFAULT)
+        self.name = f"PuLP {self._engine}"
+
+    def load(self, arrays: Arrays, profile: Profile) -> None:
+        """Take the rows and bounds; the PuLP problem is built at the first step that needs it."""
+        self._arrays = arrays
+        self._profile = profile
+        self._caps: list[tuple[ProgramStep, int]] = []
+        self._applied = 0
+        self._problem: Any = None
+        self._columns: list[Any] = []
+        self._overhead = 0.0
+        pulp = _pulp()
+        if self._engine not in pulp.listSolvers():
+            known = ", ".join(pulp.listSolvers(onlyAvailable=True))
+            raise EngineMissing(f"PuLP knows no engine {self._engine!r}; installed here: {known}")
+        if not self._solver(None).available():
+            known = ", ".join(pulp.listSolvers(onlyAvailable=True))
+            raise EngineMissing(
+                f"PuLP's engine {self._engine} is not installed; install it or use one of {known}"
+            )
+
+    def cap(self, step: ProgramStep, value: int) -> None:
+        """Keep a step at or below a value."""
+        if len(step.columns):
+            self._caps.append((step, value))
+
+    def minimise(self, step: ProgramStep, start: Ints | None, seconds: float | None) -> Answer:
+        """Minimise a step."""
+        began = time.monotonic()
+        bound = None
+        if self._engine != DEFAULT:
+            share = None if seconds is None else seconds * RELAXATION_SHARE
+            bound = relaxation_bound(self._arrays, self._caps, step, self._profile, share)
+        left = None if seconds is None else seconds - (time.monotonic() - began)
+        if left is not None and left <= 0:
+            return Answer(None, bound)
+        answer = within(left, lambda: self._minimise(step, start, left))
+        if answer is None:
+            self._problem = None
+            return Answer(None, bound)
+        known = [each for each in (bound, answer.bound) if each is not None]
+        return Answer(answer.solution, max(known, default=None))
+
+    def _minimise(self, step: ProgramStep, start: Ints | None, seconds: float | None) -> Answer:
+        pulp = _pulp()
+        began = time.monotonic()
+        problem = self._built()
+        self._overhead = max(self._overhead, time.monotonic() - began)
+        problem.setObjective(self._expression(step.columns, step.coefficients))
+        if start is not None:
+            for column, value in zip(self._columns, start.tolist(), strict=True):
+                column.setInitialValue(value)
+        if seconds is not None:
+            # A command-line engine writes the model to a file first, about as slow as building it.
+            seconds -= time.monotonic() - began + self._overhead
+            if seconds <= 0:
+                return Answer(None, None)
+        solver = self._solver(seconds, start)
+        problem.solve(solver)
+        found = bound = None
+        if problem.sol_status in (pulp.LpSolutionOptimal, pulp.LpSolutionIntegerFeasible):
+            found = rounded([column.varValue or 0 for column in self._columns])
+        if self._engine == DEFAULT:
+            bound = whole_bound(problem.solverModel.getInfo().mip_dual_bound, step)
+        elif problem.sol_status == pulp.LpSolutionOptimal and found is not None:
+            bound = step.value(found) if self._arrays.feasible(found) else None
+        return Answer(found, bound)
+
+    def _built(self) -> Any:
+        pulp = _pulp()
+        arrays = self._arrays
+        if self._problem is None:
+            self._problem = pulp.LpProblem("heteroplace", pulp.LpMinimize)
+            self._columns = [
+                pulp.LpVariable(f"x{number}", low, high, pulp.LpInteger)
+                for number, (low, high) in enumerate(
+                    zip(arrays.lower.tolist(), arrays.upper.tolist(), strict=True)
+                )
+            ]
+            self._applied = 0
+            starts = arrays.starts.tolist()
+            for row, (low, high) in enumerate(
+                zip(arrays.row_lower.tolist(), arrays.row_upper.tolist(), strict=True)
+            ):
+                part = slice(starts[row], starts[row + 1])
+                if starts[row] < starts[row + 1]:
+                    self._add_row(arrays.columns[part], arrays.coefficients[part], low, high)
+        for step, value in self._caps[self._applied :]:
+            self._add_row(step.columns, step.coefficients, -INFINITE, value - step.constant)
+        self._applied = len(self._caps)
+        return self._problem
+
+    def _add_row(self, index: Ints, values: Ints, low: int, high: int) -> None:
+        expression = self._expression(index, values)
+        if low == high:
+            self._problem += expression == low
+            return
+        if low > -INFINITE:
+            self._problem += expression >= low
+        if high < INFINITE:
+            self._problem += expression <= high
+
+    def _expression(self, index: Ints, values: Ints) -> Any:
+        return _pulp().LpAffineExpression(
+            [
+                (self._columns[column], value)
+                for column, value in zip(index.tolist(), values.tolist(), strict=True)
+            ]
+        )
+
+    def _solver(self, seconds: float | None, start: Ints | None = None) -> Any:
+        pulp = _pulp()
+        limit = None if seconds is None else max(0.01, seconds)
+        if self._engine == DEFAULT:
+            return _highs(pulp)(
+                start, msg=False, timeLimit=limit, threads=self._profile.threads or 1,
+                gapRel=1e-7, gapAbs=0.999, random_seed=self._profile.seed,
+            )
+        options: dict[str, Any] = {"msg": False, "timeLimit": limit}
+        if self._engine in ("PULP_CBC_CMD", "COIN_CMD"):
+            options |= {
+                "gapRel": 0,
+                "threads": self._profile.threads,
+                "warmStart": start is not None,
+                "options": [f"randomCbcSeed {self._profile.seed}"],
+            }
+        return pulp.getSolver(self._engine, **options)
+
+
+def _highs(pulp: Any) -> Any:
+    """PuLP's HiGHS with the start that PuLP does not pass on."""
+
+    class StartedHighs(pulp.HiGHS):  # type: ignore[misc]
+        def __init__(self, start: Ints | None, **options: Any) -> None:
+            super().__init__(**options)
+            self._start = start
+
+        def callSolver(self, lp: Any) -> None:  # noqa: N802
+            if self._start is not None:
+                import highspy
+
+                solution = highspy.HighsSolution()
+                order = [0.0] * len(self._start)
+                for variable in lp.variables():
+                    order[variable.index] = float(self._start[int(variable.name[1:])])
+                solution.col_value = order
+                lp.solverModel.setSolution(solution)
+            super().callSolver(lp)
+
+    return StartedHighs
