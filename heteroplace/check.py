@@ -186,14 +186,12 @@ class _State:
             seen.add(given.name)
             self._read_group(path, given)
         for group in self.groups.values():
-            group.kept = [
-                each
-                for each in group.ready
-                if not any(each is other for other in (*group.removed, *group.moved))
-                and each.name not in {other.name for other in group.moved}
-            ]
+            gone = {each.name for each in (*group.removed, *group.moved)}
+            group.kept = [each for each in group.ready if each.name not in gone]
         self.after: dict[tuple[str, str], Fraction] = defaultdict(Fraction)
+        self._by_service: dict[str, list[_Group]] = defaultdict(list)
         for group in self.groups.values():
+            self._by_service[group.service.name].append(group)
             for placed in group.delivering():
                 self.after[group.service.name, placed.role] += placed.shape.capacity
         self.tiers = _tiers(instance)
@@ -275,7 +273,7 @@ class _State:
                 yield group, placed
 
     def of_service(self, service: Service) -> list[_Group]:
-        return [group for group in self.groups.values() if group.service is service]
+        return self._by_service[service.name]
 
     def used(self, *kinds: str) -> Counter[str]:
         """GPUs per node of the named lists of every group."""
@@ -523,11 +521,10 @@ def _running(state: _State) -> Iterator[Violation]:
         for placed in group.removed:
             if placed.name not in draining:
                 removed[group.service.name, placed.role] += placed.shape.capacity
+        gone = {each.name for each in group.removed}
         for placed in (*group.kept, *group.draining):
             given = placed.given
-            if given is not None and given.pods and placed.name not in {
-                each.name for each in group.removed
-            }:
+            if given is not None and given.pods and placed.name not in gone:
                 where = tuple((pod.node, pod.gpus) for pod in given.pods)
                 runs = tuple(
                     (node.name, gpus) for node, gpus in zip(placed.nodes, placed.gpus, strict=True)
@@ -565,10 +562,11 @@ def _no_reuse(state: _State) -> Iterator[Violation]:
         node = state.nodes[name]
         limit = node.gpus - node.reserved
         if staying[name] + gpus <= limit < before[name] + gpus:
+            again = min(gpus, before[name] + gpus - limit)
             yield Violation(
                 constraint="no_reuse",
                 subject=name,
-                message=f"{before[name] + gpus - limit} GPUs freed in this cycle are used again",
+                message=f"{again} GPUs freed in this cycle are used again",
             )
 
 
@@ -586,9 +584,9 @@ def _limits(state: _State) -> Iterator[Violation]:
                     message=f"{after} groups, at most {most}",
                 )
         most = service.limits.max_instances_per_group
-        for group in groups if most is not None else ():
+        for group in groups:
             size = sum(1 for _ in group.delivering())
-            if size > max(most, len(group.ready)):  # type: ignore[type-var]
+            if most is not None and size > max(most, len(group.ready)):
                 yield Violation(
                     constraint="limits",
                     subject=group.name,
@@ -670,8 +668,8 @@ def _repairs(state: _State) -> dict[str, Fraction]:
         if service.limits.max_groups is not None:
             _, count = _group_counts(state.of_service(service))
             amount["limits"] += max(0, count - service.limits.max_groups)
-        for name, role in service.roles.items():
-            amount["target"] += _excess(state, service, name, role) * role.gpus_per_capacity
+        for name, served in service.roles.items():
+            amount["target"] += _excess(state, service, name, served) * served.gpus_per_capacity
     return amount
 
 
@@ -737,8 +735,16 @@ def _costs(state: _State) -> dict[str, Fraction]:
     broken = {
         node.name
         for _, placed in state.placed_now()
-        for node, gpus in zip(placed.nodes, placed.gpus, strict=True)
+        for node, gpus in _blocks(placed)
         if gpus < node.gpus and node.reserved == 0 and before[node.name] == 0
     }
     amount["fragmentation"] += len(broken)
     return amount
+
+
+def _blocks(placed: _Placed) -> Iterator[tuple[Node, int]]:
+    """GPUs that are taken together on a node: a pod's, or all of a shape of level ``node``."""
+    if placed.shape.level == NODE_LEVEL:
+        yield from ((node, placed.total) for node in placed.nodes)
+    else:
+        yield from zip(placed.nodes, placed.gpus, strict=True)

@@ -93,7 +93,7 @@ class Decision:
                         moved=(),
                     )
                 )
-        return Plan(schema=1, instance_digest=instance.digest, groups=tuple(groups))
+        return Plan(instance_digest=instance.digest, groups=tuple(groups))
 
     def _service(self, instance: Instance, group: int) -> int:
         if group < len(instance.running):
@@ -106,7 +106,9 @@ class Decision:
         instance = tree.instance
         group = instance.running[index]
         domain = tree.group_domain(group)
-        kept, removed, moved = [], [], []
+        kept: list[PlacedInstance] = []
+        removed: list[PlacedInstance] = []
+        moved: list[MovedInstance] = []
         for number, running in enumerate(group.instances):
             shape = tree.shape_of(group, running)
             pods = tuple(

@@ -10,22 +10,26 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from fractions import Fraction
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from heteroplace.errors import InputError
 from heteroplace.quantity import NonNegative, Positive
 
+T = TypeVar("T")
+
 SCHEMA = 1
 NODE_LEVEL = "node"
 MAX_BYTES = 128 * 2**20
+MAX_PODS = 4096
 
 Name = Annotated[str, Field(min_length=1, max_length=256, strict=True)]
+Text = Annotated[str, Field(max_length=10**5, strict=True)]
 Count = Annotated[int, Field(ge=0, le=10**6, strict=True)]
 PositiveCount = Annotated[int, Field(ge=1, le=10**6, strict=True)]
 
@@ -354,8 +358,8 @@ class Instance(Noun):
     model_config = ConfigDict(populate_by_name=True)
 
     schema_: Annotated[int, Field(alias="schema", strict=True)]
-    name: str = ""
-    description: str = ""
+    name: Text = ""
+    description: Text = ""
     levels: Annotated[tuple[Name, ...], Field(min_length=1)] = ("cluster", "s2", "s1")
     rdma: RdmaLevels | None = None
     nodes: Annotated[tuple[Node, ...], Field(min_length=1)]
@@ -384,7 +388,7 @@ class Instance(Noun):
         InputError
             If the data is not a valid instance; names the first field at fault.
         """
-        return _validated(cls, lambda: cls.model_validate(data))
+        return validated(lambda: cls.model_validate(data))
 
     @classmethod
     def from_json(cls, text: str | bytes, source: str = "instance") -> Instance:
@@ -395,7 +399,7 @@ class Instance(Noun):
         InputError
             If the text is not JSON or not a valid instance.
         """
-        return _validated(cls, lambda: cls.model_validate_json(text), source)
+        return validated(lambda: cls.model_validate_json(text), source)
 
     @classmethod
     def from_file(cls, path: str | os.PathLike[str], max_bytes: int = MAX_BYTES) -> Instance:
@@ -449,8 +453,9 @@ def read_bytes(path: str | os.PathLike[str], max_bytes: int = MAX_BYTES) -> byte
     try:
         with open(path, "rb") as file:
             data = file.read(max_bytes + 1)
-    except OSError as error:
-        raise InputError(str(path), f"cannot be read: {error.strerror}") from None
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(str(path), f"cannot be read: {reason}") from None
     if len(data) > max_bytes:
         raise InputError(
             str(path),
@@ -476,7 +481,7 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
         raise InputError(str(path), f"cannot be written: {error.strerror}") from None
 
 
-def _validated(cls: type[BaseModel], build: Any, source: str = "") -> Any:
+def validated(build: Callable[[], T], source: str = "") -> T:
     """Run a pydantic validation; turn its errors into one :class:`InputError`."""
     try:
         return build()
@@ -486,36 +491,73 @@ def _validated(cls: type[BaseModel], build: Any, source: str = "") -> Any:
         raise InputError(source, "is nested too deeply") from None
 
 
+_PLAIN = {
+    "missing": "is missing; add it",
+    "extra_forbidden": "unknown field; remove it or correct its name",
+    "too_short": "must not be empty",
+    "string_too_short": "must not be empty",
+    "string_too_long": "must have at most {max_length} characters",
+    "string_type": "must be a string",
+    "string_unicode": "must be a string of valid Unicode",
+    "int_type": "must be a whole number",
+    "bool_type": "must be true or false",
+    "bool_parsing": "must be true or false",
+    "float_type": "must be a number",
+    "float_parsing": "must be a number",
+    "finite_number": "must be a finite number",
+    "greater_than": "must be greater than {gt:.12g}",
+    "greater_than_equal": "must be at least {ge:.12g}",
+    "less_than": "must be less than {lt:.12g}",
+    "less_than_equal": "must be at most {le:.12g}",
+    "literal_error": "must be {expected}",
+    "tuple_type": "must be a list",
+    "dict_type": "must be an object",
+    "model_type": "must be an object",
+    "invalid_key": "must have a string as its name",
+    "json_type": "must be JSON text",
+    "json_invalid": "is not complete, valid JSON ({error})",
+}
+_SELF_EVIDENT = {"missing", "extra_forbidden", "json_invalid", "value_error"}
+
+
 def input_error(error: ValidationError, source: str = "") -> InputError:
-    """The first fault of a pydantic error as an :class:`InputError` with the field's path."""
-    first = error.errors(include_url=False)[0]
-    more = error.error_count() - 1
-    original = first.get("ctx", {}).get("error")
+    """Turn the first fault of a pydantic error into an :class:`InputError` with its field."""
+    # A list of which every element is at fault is also reported as too short.
+    found = error.errors(include_url=False)
+    faults = [each for each in found if each["type"] != "too_short" or not each["input"]] or found
+    first = faults[0]
+    kind, context = first["type"], first.get("ctx", {})
+    original = context.get("error")
     if isinstance(original, InputError):
         path, message = original.path, original.message
     else:
-        path = _join(first["loc"])
-        message = first["msg"].removeprefix("Value error, ")
-        message = message[:1].lower() + message[1:]
-        kind = first["type"]
-        if kind == "json_invalid":
-            path, message = "", f"is not complete, valid JSON ({first['ctx']['error']})"
-        elif kind == "extra_forbidden":
-            message = "unknown field; remove it or correct its name"
-        elif kind == "missing":
-            message = "is missing; add it"
-        elif kind != "value_error":
-            shown = json.dumps(first["input"], default=str)
-            message += f"; got {shown if len(shown) <= 60 else shown[:57] + '...'}"
-    if more:
-        message += f" (and {more} more)"
+        path = "" if kind == "json_invalid" else _join(first["loc"])
+        if kind in _PLAIN:
+            message = _PLAIN[kind].format(**context)
+        else:
+            message = first["msg"].removeprefix("Value error, ")
+            message = message[:1].lower() + message[1:]
+        if kind not in _SELF_EVIDENT:
+            message += f"; got {_shown(first['input'])}"
+    if len(faults) > 1:
+        message += f" (and {len(faults) - 1} more)"
     prefix = ": ".join(part for part in (source, path) if part)
     return InputError(prefix, message)
+
+
+def _shown(value: Any) -> str:
+    try:
+        text = json.dumps(value, default=str)
+    except (TypeError, ValueError, RecursionError):
+        text = f"a value of type {type(value).__name__}"
+    return text if len(text) <= 60 else text[:57] + "..."
 
 
 def _join(loc: tuple[int | str, ...]) -> str:
     path = ""
     for part in loc:
+        if part == "[key]":
+            continue
         if isinstance(part, int):
             path += f"[{part}]"
         elif part.isidentifier():
@@ -699,12 +741,11 @@ def _shape_faults(
     for index, pod in enumerate(shape.pods):
         if pod.gpu_type not in gpu_types:
             yield f"{path}.pods[{index}].gpu_type", _unknown("GPU type", pod.gpu_type, gpu_types)
-    if len(shape.pod_list) > 1 and shape.level == NODE_LEVEL and len(set(shape.pods)) > 1:
-        types = {pod.gpu_type for pod in shape.pods}
-        if len(types) > 1:
-            yield f"{path}.level", "a node has one GPU type, the pods need several; use a level"
-    if len(shape.pod_list) > 4096:
-        yield f"{path}.pods", f"{len(shape.pod_list)} pods in one instance, at most 4096"
+    pods = sum(pod.count for pod in shape.pods)
+    if pods > MAX_PODS:
+        yield f"{path}.pods", f"{pods} pods in one instance, at most {MAX_PODS}"
+    if shape.level == NODE_LEVEL and len({pod.gpu_type for pod in shape.pods}) > 1:
+        yield f"{path}.level", "a node has one GPU type, the pods need several; use a level"
 
 
 def _running_faults(instance: Instance) -> Iterator[Fault]:
@@ -715,8 +756,8 @@ def _running_faults(instance: Instance) -> Iterator[Fault]:
     domains: dict[str, set[str]] = {level: set() for level in instance.levels}
     if instance.running:
         for node in instance.nodes:
-            for level, domain in node.domains.items():
-                domains[level].add(domain)
+            for rank, domain in node.domains.items():
+                domains[rank].add(domain)
     for index, group in enumerate(instance.running):
         path = f"running[{index}]"
         service = services.get(group.service)

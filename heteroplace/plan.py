@@ -10,11 +10,10 @@ from pydantic import ConfigDict, Field, PlainSerializer
 
 from heteroplace.instance import (
     MAX_BYTES,
-    SCHEMA,
     Count,
     Name,
     Noun,
-    _validated,
+    validated,
     read_bytes,
 )
 from heteroplace.quantity import format_number
@@ -110,7 +109,7 @@ class Plan(Noun):
 
     model_config = ConfigDict(populate_by_name=True)
 
-    schema_: Annotated[Literal[1], Field(alias="schema")] = SCHEMA
+    schema_: Annotated[Literal[1], Field(alias="schema")] = 1
     instance_digest: str | None = None
     groups: tuple[PlanGroup, ...] = ()
 
@@ -123,8 +122,7 @@ class Plan(Noun):
         InputError
             If the text is not JSON or not a plan.
         """
-        plan: Plan = _validated(cls, lambda: cls.model_validate_json(text), source)
-        return plan
+        return validated(lambda: cls.model_validate_json(text), source)
 
     @classmethod
     def from_file(cls, path: str | os.PathLike[str], max_bytes: int = MAX_BYTES) -> Plan:
@@ -352,7 +350,7 @@ class Result(Noun):
         :attr:`Instance.digest`.
     """
 
-    schema_: Annotated[Literal[1], Field(alias="schema")] = SCHEMA
+    schema_: Annotated[Literal[1], Field(alias="schema")] = 1
     status: Literal["optimal", "feasible", "invalid"]
     stop_reason: StopReason
     plan: Plan

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from heteroplace.errors import InputError
-from heteroplace.instance import Name, Noun, _validated, read_bytes
+from heteroplace.instance import Name, Noun, validated, read_bytes
 
 SolverName = Literal["auto", "greedy", "greedy-pods", "cpsat", "milp", "highs"]
 
@@ -55,5 +55,4 @@ class Profile(Noun):
             data = tomllib.loads(text.decode("utf-8"))
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise InputError(str(path), f"is not TOML ({error})") from None
-        profile: Profile = _validated(cls, lambda: cls.model_validate(data), str(path))
-        return profile
+        return validated(lambda: cls.model_validate(data), str(path))

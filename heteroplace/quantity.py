@@ -37,7 +37,8 @@ def parse_number(value: Any) -> Fraction:
     elif isinstance(value, Decimal | str):
         number = _parse_text(str(value))
     else:
-        raise ValueError(f"must be a number, not {type(value).__name__}")
+        kinds = {type(None): "null", list: "a list", dict: "an object"}
+        raise ValueError(f"must be a number, not {kinds.get(type(value), type(value).__name__)}")
     if abs(number) > LARGEST:
         raise ValueError(f"must be at most {LARGEST}, use a larger unit")
     if number.denominator > FINEST:

@@ -274,16 +274,16 @@ class TreeView:
             for domain in (ROOT, *path):
                 gpus[domain] += node.gpus
                 free[domain] += self.free[index]
-        for domain in self.domains:
+        for each in self.domains:
             graph.add_node(
-                domain.index,
-                name=domain.name,
-                level=self.instance.levels[domain.rank] if domain.rank >= 0 else None,
-                tier=TIERS[self.domain_tier(domain.index)],
-                gpu_types=sorted(self._types[domain.index]) if domain.index else [],
-                gpus=gpus[domain.index],
-                free=free[domain.index],
+                each.index,
+                name=each.name,
+                level=self.instance.levels[each.rank] if each.rank >= 0 else None,
+                tier=TIERS[self.domain_tier(each.index)],
+                gpu_types=sorted(self._types[each.index]) if each.index else [],
+                gpus=gpus[each.index],
+                free=free[each.index],
             )
-            if domain.parent >= 0:
-                graph.add_edge(domain.parent, domain.index)
+            if each.parent >= 0:
+                graph.add_edge(each.parent, each.index)
         return graph

@@ -177,7 +177,7 @@ class Pool:
             ends.setdefault(free, []).append(node)
         for gpus, nodes in opened.items():
             ends.setdefault(gpus, []).extend(nodes)
-        placed = []
+        placed: list[tuple[int, int]] = []
         for _ in range(sum(len(nodes) for nodes in ends.values())):
             position, sizes = 0, []
             while True:

@@ -294,8 +294,8 @@ def build_variables(tree: TreeView, program: Program) -> Model:
     """
     model = Model(tree, program)
     _read_demands(model)
-    _find_potential(model)
     _add_leavers(model)
+    _find_potential(model)
     _add_candidates(model)
     return model
 
@@ -304,12 +304,12 @@ def _read_demands(model: Model) -> None:
     instance = model.instance
     now: dict[tuple[int, str], Fraction] = defaultdict(Fraction)
     for group, running in enumerate(instance.running):
-        service = instance.service_index[running.service]
+        number_of = instance.service_index[running.service]
         for number, each in enumerate(running.instances):
             if each.state == "ready":
-                role = model.role(service, each.role)
+                role = model.role(number_of, each.role)
                 shape = role.shape_index[each.shape]
-                now[service, each.role] += role.shapes[shape].capacity
+                now[number_of, each.role] += role.shapes[shape].capacity
                 model.ready_of[group, each.role].append((number, shape))
     for index, service in enumerate(instance.services):
         for name, role in service.roles.items():
@@ -320,8 +320,8 @@ def _read_demands(model: Model) -> None:
             grain = Fraction(divisor, scale)
             target, minimum, present, *shapes = (int(value / grain) for value in values)
             model.demands[index, name] = Demand(grain, target, minimum, present, tuple(shapes))
-            for place, shape in enumerate(role.shapes):
-                model.prints[index, name, place] = footprint(model.tree, shape)
+            for place, served in enumerate(role.shapes):
+                model.prints[index, name, place] = footprint(model.tree, served)
 
 
 def _find_potential(model: Model) -> None:
@@ -329,16 +329,14 @@ def _find_potential(model: Model) -> None:
     tree, instance = model.tree, model.instance
     model.potential = list(tree.free)
     if instance.cycle.reuse_freed:
-        for group, running in enumerate(instance.running):
-            for each in running.instances:
-                if each.state == "ready":
-                    shape = tree.shape_of(instance.running[group], each)
-                    for name, (_, gpus) in zip(each.nodes, shape.pod_list, strict=True):
-                        node = instance.node_index[name]
-                        machine = instance.nodes[node]
-                        if machine.schedulable:
-                            most = machine.gpus - machine.reserved
-                            model.potential[node] = min(most, model.potential[node] + gpus)
+        for leaver in model.leavers:
+            shape = model.shape(model.service_of_group(leaver.group), leaver.role, leaver.shape)
+            for node, (_, gpus) in zip(leaver.nodes, shape.pod_list, strict=True):
+                machine = instance.nodes[node]
+                if machine.schedulable:
+                    most = machine.gpus - machine.reserved
+                    more = model.potential[node] + gpus * len(leaver.members)
+                    model.potential[node] = min(most, more)
     for cell in tree.cells:
         largest = max(model.potential[node] for node in cell.nodes)
         found = model.largest.setdefault(cell.gpu_type, [0] * len(tree.domains))

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from fractions import Fraction
 from importlib.metadata import PackageNotFoundError, version
+from typing import Literal
 
 import numpy as np
 
@@ -217,6 +218,7 @@ class _Run:
 
     def result(self, best: _Candidate) -> Result:
         steps = tuple(self.proven_steps(best.evaluation))
+        status: Literal["optimal", "feasible", "invalid"]
         if best.violations:
             status = "invalid"
         elif self.stop == "proven" and all(step.proven for step in steps):
@@ -227,7 +229,6 @@ class _Run:
                 self.stop = "not_proven"
         profile = self.profile.model_dump()
         return Result(
-            schema=1,
             status=status,
             stop_reason=self.stop,
             plan=best.plan,
