@@ -189,6 +189,10 @@ class TreeView:
             domain = self.domains[domain].parent
         return domain
 
+    def within(self, inner: int, outer: int) -> bool:
+        """Whether a domain is another one or lies in it."""
+        return self.ancestor(inner, self.domains[outer].rank) == outer
+
     def contains(self, domain: int, node: int) -> bool:
         """Whether a node lies in a domain."""
         return domain == ROOT or domain in self.node_path[node]

@@ -423,6 +423,13 @@ CASES = [
     ),
     Case(
         "no_reuse",
+        "beside reserved GPUs",
+        [FREED, ON_FREED],
+        {"nodes.8.gpus": 12, "nodes.8.reserved": 4},
+        good_world={"nodes.8.gpus": 12},
+    ),
+    Case(
+        "no_reuse",
         "of a moved instance",
         [chat(moved="prefill-0=prefill/p4@h3:4", added="prefill/p4@h1:4")],
         MOVE,
@@ -537,6 +544,15 @@ def test_every_violation_is_listed_with_its_subject():
     assert all(each.message and not each.message.endswith(".") for each in found)
 
 
+def test_no_reuse_counts_the_gpus_that_are_used_again():
+    """The node is over its limit now, so more is freed than arrives."""
+    instance = make({f"{SOLO}.roles.serve.target": 0, "nodes.8.reserved": 4})
+    everything = solo(removed=" ".join(f"serve-{number}=serve/s2@h6:2" for number in range(4)))
+    (violation,) = check(instance, plan(everything, ON_FREED))
+    assert (violation.constraint, violation.subject) == ("no_reuse", "h6")
+    assert violation.message.startswith("4 GPUs")
+
+
 # No worse than now -----------------------------------------------------------------------------
 
 THREE_TO_ONE = {
@@ -563,6 +579,10 @@ TWO_GROUPS = {
         "service": "solo",
         "instances": [_runs("serve-0=serve/s2@h7")],
     },
+}
+ONE_GROUP_DRAINS = {
+    **TWO_GROUPS,
+    "running.0": {**TWO_GROUPS["running.0"], "instances": [_runs("~serve-0=serve/s2@h7")]},
 }
 TOO_LARGE = {f"{SOLO}.limits": {"max_instances_per_group": 3}}
 BELOW_MINIMUM = {f"{PREFILL}.min": 3}
@@ -638,6 +658,7 @@ BELOW_MINIMUM = {f"{PREFILL}.min": 3}
             set(),
             id="group-count-repaired",
         ),
+        pytest.param(ONE_GROUP_DRAINS, [], set(), id="group-count-with-draining-stays"),
         pytest.param(TOO_LARGE, [], set(), id="size-stays"),
         pytest.param(
             {**TOO_LARGE, f"{SOLO}.roles.serve.target": 5},

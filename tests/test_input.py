@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from heteroplace import InputError, Instance, Plan, Profile
+from heteroplace import InputError, Instance, Plan, Profile, check, evaluate
 from heteroplace.quantity import format_number, parse_number
 
 
@@ -485,7 +485,8 @@ def test_number_texts(text):
 
 # Anything ---------------------------------------------------------------------------------------
 
-EXAMPLES = [path.read_text() for path in sorted(Path("instances").glob("*.json"))]
+FOLDER = Path(__file__).parent.parent / "instances"
+EXAMPLES = [path.read_text() for path in sorted(FOLDER.glob("*.json"))]
 SCALARS = st.one_of(
     st.none(),
     st.booleans(),
@@ -549,11 +550,15 @@ def _instance_or_error(build):
         instance = build()
     except InputError as error:
         text = str(error)
-        assert text and not [word for word in ("pydantic", "Traceback") if word in text]  # noqa: PT018
-        return None
-    assert isinstance(instance, Instance)
-    assert Instance.from_json(instance.to_json()) == instance
-    return instance
+    else:
+        assert isinstance(instance, Instance)
+        assert Instance.from_json(instance.to_json()) == instance
+        assert check(instance, Plan()) == []
+        assert min(evaluate(instance, Plan()).values) >= 0
+        return instance
+    assert text
+    assert not [word for word in ("pydantic", "Traceback") if word in text]
+    return None
 
 
 @FUZZ

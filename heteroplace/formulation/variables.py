@@ -492,7 +492,7 @@ def _add_candidate(
 ) -> None:
     candidate = Candidate(len(model.candidates), service, running, domain, homes, copy)
     preferred = model.service(service).affinity.preferred
-    inside = [home for home in homes if home != domain and preferred is not None]
+    inside = [home for home in homes if home != domain and model.tree.within(home, domain)]
     model.candidates.append(candidate)
     model.of_service[service].append(candidate)
     for name, role in model.service(service).roles.items():

@@ -194,8 +194,8 @@ class _Base:
             group = _Group(
                 index,
                 service,
-                self.tree.group_domain(running),
-                self.tree.homes(running),
+                domain := self.tree.group_domain(running),
+                tuple(home for home in self.tree.homes(running) if self.tree.within(home, domain)),
                 occupied=any(each.state == "draining" for each in running.instances),
             )
             for number, each in enumerate(running.instances):
@@ -483,7 +483,7 @@ class _Greedy(_Base):
             if not demand.may_add(shapes, index):
                 continue
             taken = None
-            for domain in (*self.homes(group, unit), group.domain):
+            for domain in (*self.homes(group), group.domain):
                 taken = self.allocate(domain, wanted, tier)
                 if taken is not None:
                     break
@@ -495,17 +495,16 @@ class _Greedy(_Base):
                 return True
         return False
 
-    def homes(
-        self, group: _Group, unit: list[tuple[_Member, dict[Block, list[int]]]]
-    ) -> tuple[int, ...]:
+    def homes(self, group: _Group) -> tuple[int, ...]:
         """Domains to try first: the group's home at the preferred level."""
         level = group.service.affinity.preferred
         if level is None or group.homes:
             return group.homes
-        if group.members:
-            rank = self.instance.levels.index(level)
-            return (self.tree.node_path[group.members[0].nodes[0]][rank],)
         inside = self.tree.at_level(level, group.domain)
+        for member in group.members:
+            for home in inside:
+                if self.tree.contains(home, member.nodes[0]):
+                    return (home,)
         prints = [
             wanted
             for name in group.service.roles
