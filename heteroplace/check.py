@@ -92,7 +92,10 @@ def evaluate(instance: Instance, plan: Plan) -> Evaluation:
         ]
         if any(now < role.min for _, role, now in pairs):
             short = sum(
-                (max(ZERO, role.min - got.delivered) * role.gpus_per_capacity for got, role, _ in pairs),
+                (
+                    max(ZERO, role.min - got.delivered) * role.gpus_per_capacity
+                    for got, role, _ in pairs
+                ),
                 ZERO,
             )
             steps.append(Step(name=f"minimum[{priority}]", value=short))
@@ -182,7 +185,9 @@ class _State:
         for index, given in enumerate(plan.groups):
             path = f"groups[{index}]"
             if given.name in seen:
-                raise InputError(f"{path}.name", f"{given.name!r} is named twice; merge the entries")
+                raise InputError(
+                    f"{path}.name", f"{given.name!r} is named twice; merge the entries"
+                )
             seen.add(given.name)
             self._read_group(path, given)
         for group in self.groups.values():
@@ -309,9 +314,7 @@ def _tiers(instance: Instance) -> dict[str, str]:
     for node in instance.nodes:
         if len(types[levels.lower, node.domains[levels.lower]]) > 1:
             tiers[node.name] = "high"
-        elif (
-            levels.upper is not None and len(types[levels.upper, node.domains[levels.upper]]) > 1
-        ):
+        elif levels.upper is not None and len(types[levels.upper, node.domains[levels.upper]]) > 1:
             tiers[node.name] = "medium"
         else:
             tiers[node.name] = "low"
@@ -367,9 +370,7 @@ def _capacity(state: _State) -> Iterator[Violation]:
     for name in arriving:
         node = state.nodes[name]
         if not node.schedulable:
-            yield Violation(
-                constraint="capacity", subject=name, message="the node is cordoned"
-            )
+            yield Violation(constraint="capacity", subject=name, message="the node is cordoned")
         total, limit = staying[name] + arriving[name], node.gpus - node.reserved
         if total > limit:
             yield Violation(

@@ -58,8 +58,8 @@ def footprint(tree: TreeView, shape: Shape) -> Footprint:
 
 def pod_nodes(shape: Shape, placed: dict[Block, list[int]]) -> tuple[int, ...]:
     """Node of every pod, in the order of the shape's pods, from the nodes of its blocks."""
-    (first, nodes), *others = placed.items()
-    if not others and len(nodes) == 1:
+    if sum(map(len, placed.values())) == 1:
+        (nodes,) = placed.values()
         return tuple(nodes) * len(shape.pod_list)
     left = {block: iter(nodes) for block, nodes in placed.items()}
     return tuple(next(left[Block(gpu_type, gpus)]) for gpu_type, gpus in shape.pod_list)

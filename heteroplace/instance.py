@@ -6,6 +6,7 @@ its input.
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import json
 import os
@@ -456,6 +457,7 @@ def read_bytes(path: str | os.PathLike[str], max_bytes: int = MAX_BYTES) -> byte
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise InputError(str(path), f"cannot be read: {reason}") from None
+    data = data.removeprefix(codecs.BOM_UTF8)
     if len(data) > max_bytes:
         raise InputError(
             str(path),

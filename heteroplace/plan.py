@@ -13,8 +13,8 @@ from heteroplace.instance import (
     Count,
     Name,
     Noun,
-    validated,
     read_bytes,
+    validated,
 )
 from heteroplace.quantity import format_number
 

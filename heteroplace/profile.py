@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from heteroplace.errors import InputError
-from heteroplace.instance import Name, Noun, validated, read_bytes
+from heteroplace.instance import Name, Noun, read_bytes, validated
 
 SolverName = Literal["auto", "greedy", "greedy-pods", "cpsat", "milp", "highs"]
 

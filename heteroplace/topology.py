@@ -272,9 +272,7 @@ class TreeView:
         """
         graph = nx.DiGraph()
         gpus, free = [0] * len(self.domains), [0] * len(self.domains)
-        for index, (node, path) in enumerate(
-            zip(self.instance.nodes, self.node_path, strict=True)
-        ):
+        for index, (node, path) in enumerate(zip(self.instance.nodes, self.node_path, strict=True)):
             for domain in (ROOT, *path):
                 gpus[domain] += node.gpus
                 free[domain] += self.free[index]

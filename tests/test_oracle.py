@@ -385,7 +385,9 @@ def every_plan(instance: Instance, most: int) -> tuple[int, Iterator[Plan]]:
         for shape in role.shapes
         for each in placed(name, shape)
     ]
-    size = prod(map(len, states)) * sum(comb(max(1, len(added)) + k - 1, k) for k in range(most + 1))
+    size = prod(map(len, states)) * sum(
+        comb(max(1, len(added)) + k - 1, k) for k in range(most + 1)
+    )
 
     def build() -> Iterator[Plan]:
         for state in product(*states):

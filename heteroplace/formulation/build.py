@@ -6,12 +6,12 @@ from collections import defaultdict, deque
 
 import numpy as np
 
+from heteroplace.decision import Added, Decision
 from heteroplace.footprint import Block, Footprint, footprint, pod_nodes
 from heteroplace.formulation.constraints import CONSTRAINTS
 from heteroplace.formulation.objective import add_steps
 from heteroplace.formulation.program import Ints, Program
 from heteroplace.formulation.variables import Candidate, Model, Placement, build_variables
-from heteroplace.decision import Added, Decision
 from heteroplace.topology import TreeView
 
 
@@ -73,7 +73,9 @@ def extract(model: Model, solution: Ints) -> Decision:
         A valid decision with the solution's objective, or better.
     """
     x: list[int] = solution.tolist()
-    tokens = [_Token(placement) for placement in model.placements for _ in range(x[placement.column])]
+    tokens = [
+        _Token(placement) for placement in model.placements for _ in range(x[placement.column])
+    ]
     _route(model, x, tokens)
     return _decide(model, x, tokens)
 
@@ -105,9 +107,7 @@ def _route(model: Model, x: list[int], tokens: list[_Token]) -> None:
             token.nodes[Block(gpu_type, size)].append(node)
 
 
-def _assign(
-    model: Model, cell: int, counts: dict[int, int], x: list[int]
-) -> list[tuple[int, int]]:
+def _assign(model: Model, cell: int, counts: dict[int, int], x: list[int]) -> list[tuple[int, int]]:
     if not any(x[column] for column in counts.values()):
         return []
     placed = [
@@ -271,11 +271,7 @@ def _place(
     if not wanted.single:
         spread = model.spread[wanted, domain]
         place = next(
-            (
-                each
-                for each in spread
-                if all(model.tree.contains(each, node) for node in nodes)
-            ),
+            (each for each in spread if all(model.tree.contains(each, node) for node in nodes)),
             None,
         )
         if place is None:

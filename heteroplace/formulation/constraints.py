@@ -17,7 +17,6 @@ from heteroplace.formulation.variables import Candidate, Demand, Leaver, Model, 
 from heteroplace.instance import RatioBand
 
 
-
 def running(model: Model) -> None:
     """What runs stays, unless its role scales in or a migration is allowed."""
     program = model.program
@@ -139,11 +138,7 @@ def capacity(model: Model) -> None:
     """What is placed on a node fits its free GPUs of its type."""
     for cell, counts in model.arriving.items():
         smallest = min(counts)
-        nodes = [
-            node
-            for node in model.tree.cells[cell].nodes
-            if model.potential[node] >= smallest
-        ]
+        nodes = [node for node in model.tree.cells[cell].nodes if model.potential[node] >= smallest]
         named = [node for node in nodes if model.freed.get(node)]
         pooled = [node for node in nodes if not model.freed.get(node)]
         if named:
@@ -361,8 +356,10 @@ def _bands_complete(model: Model, candidate: Candidate) -> bool:
         for link in links:
             if link & linked:
                 linked |= link
-    return len(linked) == len(service.roles) and not missing_now(model, candidate) and not any(
-        _band_rows(model, candidate, band)[2] for band in service.ratios
+    return (
+        len(linked) == len(service.roles)
+        and not missing_now(model, candidate)
+        and not any(_band_rows(model, candidate, band)[2] for band in service.ratios)
     )
 
 
@@ -447,9 +444,7 @@ def _add_target(model: Model, service: int, role: str, demand: Demand) -> None:
             most = -(-demand.missing // capacity_)
             model.program.row("target", [*terms, (used, -most)], upper=0)
             slack = largest - capacity_
-            model.program.row(
-                "target", [*total, (used, slack)], upper=demand.missing + largest - 1
-            )
+            model.program.row("target", [*total, (used, slack)], upper=demand.missing + largest - 1)
             model.derive(used, terms, switch=True)
 
 

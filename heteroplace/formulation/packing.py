@@ -52,7 +52,9 @@ class Pool:
             self.broken[gpus] = program.column(len(nodes))
             if gpus in self.counts:
                 self.filled[gpus] = program.column(len(nodes))
-                program.row(UNIT, [(self.filled[gpus], 1), (self.broken[gpus], 1)], upper=len(nodes))
+                program.row(
+                    UNIT, [(self.filled[gpus], 1), (self.broken[gpus], 1)], upper=len(nodes)
+                )
                 program.row(UNIT, [(self.filled[gpus], 1), (self.counts[gpus], -1)], upper=0)
         if is_chain(self.counts):
             self._add_chain(program)

@@ -212,9 +212,7 @@ class Model:
     repair_constant: Fraction = ZERO
     _rooms: dict[tuple[int, int], int] = field(default_factory=dict)
 
-    def derive(
-        self, column: int, terms: Terms, constant: int = 0, *, switch: bool = False
-    ) -> None:
+    def derive(self, column: int, terms: Terms, constant: int = 0, *, switch: bool = False) -> None:
         """Record that a column is at least ``constant + terms`` (or 1 when that is above 0)."""
         self.derived.append(Derived(column, tuple(terms), constant, switch))
 
@@ -260,7 +258,9 @@ class Model:
     def fits(self, wanted: Footprint, domain: int) -> bool:
         """Whether the domain has a place where every block fits a node."""
         return any(
-            all(self.largest_free(block.gpu_type, place) >= block.gpus for block, _ in wanted.blocks)
+            all(
+                self.largest_free(block.gpu_type, place) >= block.gpus for block, _ in wanted.blocks
+            )
             for place in self.places(wanted, domain)
         )
 
@@ -356,9 +356,7 @@ def _add_leavers(model: Model) -> None:
         classes: dict[tuple[object, ...], list[int]] = defaultdict(list)
         nodes_of: dict[int, tuple[int, ...]] = {}
         for number, each in enumerate(running.instances):
-            if each.state == "ready" and (
-                migrations or model.demands[service, each.role].surplus
-            ):
+            if each.state == "ready" and (migrations or model.demands[service, each.role].surplus):
                 nodes_of[number] = tuple(instance.node_index[name] for name in each.nodes)
                 key = _leaver_key(
                     model, service, each.role, each.shape, nodes_of[number], domain, homes
@@ -403,13 +401,9 @@ def _leaver_key(
         for node in nodes
     )
     outside = not all(tree.contains(domain, node) for node in nodes)
-    split = not tree.in_one_domain(
-        nodes, tree.shape_rank(model.shape(service, role, shape))
-    )
+    split = not tree.in_one_domain(nodes, tree.shape_rank(model.shape(service, role, shape)))
     preferred = model.service(service).affinity.preferred is not None
-    away = preferred and not any(
-        all(tree.contains(home, node) for node in nodes) for home in homes
-    )
+    away = preferred and not any(all(tree.contains(home, node) for node in nodes) for home in homes)
     pods = model.shape(service, role, shape).pod_list
     tiers = tuple(
         sorted((tree.node_tier[node], gpus) for node, (_, gpus) in zip(nodes, pods, strict=True))
@@ -426,9 +420,7 @@ def _add_candidates(model: Model) -> None:
         wanting = [name for name in service.roles if model.demands[index, name].missing]
         for group in running_of[index]:
             running = instance.running[group]
-            _add_candidate(
-                model, index, group, tree.group_domain(running), tree.homes(running), 0
-            )
+            _add_candidate(model, index, group, tree.group_domain(running), tree.homes(running), 0)
         if len(wanting) == len(service.roles):
             for domain in tree.at_level(service.affinity.required):
                 _add_new_candidates(model, index, domain)

@@ -33,7 +33,7 @@ from heteroplace.solve.cpsat import CpSatEngine
 from heteroplace.solve.engine import (
     PROVEN_GAP,
     Engine,
-    EngineMissing,
+    EngineMissingError,
     StepOutcome,
     walk_steps,
 )
@@ -155,7 +155,7 @@ class _Run:
             self.stop = "time_limit"
             self.notes.append("the time limit came while the program was built")
             return best
-        except EngineMissing as error:
+        except EngineMissingError as error:
             return self.failed("engine_missing", str(error), best)
         except Exception as error:
             log.exception("engine failed")

@@ -9,7 +9,7 @@ import numpy as np
 
 from heteroplace.formulation.program import INFINITE, Arrays, Ints, ProgramStep
 from heteroplace.profile import Profile
-from heteroplace.solve.engine import Answer, EngineMissing, within
+from heteroplace.solve.engine import Answer, EngineMissingError, within
 
 WORKERS = 8
 
@@ -18,7 +18,7 @@ def _cp_model() -> Any:
     try:
         from ortools.sat.python import cp_model
     except ImportError:
-        raise EngineMissing("OR-tools is not installed; pip install ortools") from None
+        raise EngineMissingError("OR-tools is not installed; pip install ortools") from None
     return cp_model
 
 
@@ -88,7 +88,9 @@ class CpSatEngine:
                 zip(arrays.row_lower.tolist(), arrays.row_upper.tolist(), strict=True)
             ):
                 part = slice(starts[row], starts[row + 1])
-                self._add(model, columns, arrays.columns[part], arrays.coefficients[part], low, high)
+                self._add(
+                    model, columns, arrays.columns[part], arrays.coefficients[part], low, high
+                )
             self._model = (model, columns)
         model, columns = self._model
         for step, value in self._pending:

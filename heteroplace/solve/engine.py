@@ -23,7 +23,7 @@ PROVEN_GAP = Fraction(1, 10**6)
 GRACE = 0.05
 
 
-class EngineMissing(RuntimeError):
+class EngineMissingError(RuntimeError):
     """An engine that is not installed; the message says how to install it."""
 
 
@@ -52,11 +52,9 @@ class Engine(Protocol):
     name: str
 
     def load(self, arrays: Arrays, profile: Profile) -> None:
-        """Take the rows and bounds; raises :class:`EngineMissing`."""
+        """Take the rows and bounds; raises :class:`EngineMissingError`."""
 
-    def minimise(
-        self, step: ProgramStep, start: Ints | None, seconds: float | None
-    ) -> Answer:
+    def minimise(self, step: ProgramStep, start: Ints | None, seconds: float | None) -> Answer:
         """Minimise a step within a time, from a start if there is one."""
 
     def cap(self, step: ProgramStep, value: int) -> None:
@@ -161,7 +159,9 @@ def _floor(step: ProgramStep, arrays: Arrays) -> int:
 
 def _acceptable(found: Ints, arrays: Arrays, caps: list[tuple[ProgramStep, int]]) -> bool:
     if not arrays.feasible(found):
-        log.info("an engine's solution breaks %d rows after rounding", len(arrays.broken_rows(found)))
+        log.info(
+            "an engine's solution breaks %d rows after rounding", len(arrays.broken_rows(found))
+        )
         return False
     return all(step.value(found) <= value for step, value in caps)
 

@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from fractions import Fraction
 
+from heteroplace.decision import Added, Decision
 from heteroplace.footprint import Block, Footprint, footprint, pod_nodes
 from heteroplace.instance import RatioBand, Service, Shape
-from heteroplace.decision import Added, Decision
 from heteroplace.topology import TIERS, TreeView
 
 ZERO = Fraction(0)
@@ -171,7 +171,7 @@ class _Base:
         self.deadline = deadline
         self.decision = Decision()
         self.free = list(tree.free)
-        self.cell_free = [max((self.free[node] for node in cell.nodes)) for cell in tree.cells]
+        self.cell_free = [max(self.free[node] for node in cell.nodes) for cell in tree.cells]
         self.levels = len(self.instance.levels)
         self.cells_of: dict[tuple[int, str], list[int]] = {}
         self.groups: list[_Group] = []
@@ -276,9 +276,7 @@ class _Base:
         """Domains of a rank inside a domain, low tiers first; the domain itself if it is finer."""
         if self.tree.domains[domain].rank >= rank:
             return [domain]
-        inside = [
-            each for each in self.tree.below(domain) if self.tree.domains[each].rank == rank
-        ]
+        inside = [each for each in self.tree.below(domain) if self.tree.domains[each].rank == rank]
         return sorted(inside, key=self.tree.domain_tier)
 
     def _allocate_in(
@@ -302,9 +300,7 @@ class _Base:
 
     def release(self, service: Service, member: _Member) -> None:
         """Return the GPUs of a removed instance to the view, as ``reuse_freed`` asks."""
-        for node, (_, gpus) in zip(
-            member.nodes, self.shape(service, member).pod_list, strict=True
-        ):
+        for node, (_, gpus) in zip(member.nodes, self.shape(service, member).pod_list, strict=True):
             self.freed[node] = self.freed.get(node, 0) + gpus
         for node in set(member.nodes):
             machine = self.instance.nodes[node]
@@ -449,9 +445,8 @@ class _Greedy(_Base):
         return sorted(
             self.wanting(service),
             key=lambda name: (
-                (demand := self.demands[service.name, name]).now + demand.added
-            )
-            / demand.target,
+                ((demand := self.demands[service.name, name]).now + demand.added) / demand.target
+            ),
         )
 
     def add_unit(self, group: _Group, role: str, tier: int) -> bool:

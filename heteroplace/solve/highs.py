@@ -9,7 +9,7 @@ import numpy as np
 
 from heteroplace.formulation.program import INFINITE, Arrays, Ints, ProgramStep
 from heteroplace.profile import Profile
-from heteroplace.solve.engine import Answer, EngineMissing, rounded, within
+from heteroplace.solve.engine import Answer, EngineMissingError, rounded, within
 
 LARGEST_COST = 1e6
 
@@ -18,7 +18,7 @@ def _highspy() -> Any:
     try:
         import highspy
     except ImportError:
-        raise EngineMissing("highspy is not installed; pip install highspy") from None
+        raise EngineMissingError("highspy is not installed; pip install highspy") from None
     return highspy
 
 

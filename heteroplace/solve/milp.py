@@ -12,7 +12,7 @@ from typing import Any
 
 from heteroplace.formulation.program import INFINITE, Arrays, Ints, ProgramStep
 from heteroplace.profile import Profile
-from heteroplace.solve.engine import Answer, EngineMissing, rounded, within
+from heteroplace.solve.engine import Answer, EngineMissingError, rounded, within
 from heteroplace.solve.highs import relaxation_bound, whole_bound
 
 DEFAULT = "HiGHS"
@@ -24,7 +24,7 @@ def _pulp() -> Any:
     try:
         import pulp
     except ImportError:
-        raise EngineMissing("PuLP is not installed; pip install 'pulp<4'") from None
+        raise EngineMissingError("PuLP is not installed; pip install 'pulp<4'") from None
     return pulp
 
 
@@ -47,10 +47,12 @@ class MilpEngine:
         pulp = _pulp()
         if self._engine not in pulp.listSolvers():
             known = ", ".join(pulp.listSolvers(onlyAvailable=True))
-            raise EngineMissing(f"PuLP knows no engine {self._engine!r}; installed here: {known}")
+            raise EngineMissingError(
+                f"PuLP knows no engine {self._engine!r}; installed here: {known}"
+            )
         if not self._solver(None).available():
             known = ", ".join(pulp.listSolvers(onlyAvailable=True))
-            raise EngineMissing(
+            raise EngineMissingError(
                 f"PuLP's engine {self._engine} is not installed; install it or use one of {known}"
             )
 
@@ -148,8 +150,13 @@ class MilpEngine:
         limit = None if seconds is None else max(0.01, seconds)
         if self._engine == DEFAULT:
             return _highs(pulp)(
-                start, msg=False, timeLimit=limit, threads=self._profile.threads or 1,
-                gapRel=1e-7, gapAbs=0.999, random_seed=self._profile.seed,
+                start,
+                msg=False,
+                timeLimit=limit,
+                threads=self._profile.threads or 1,
+                gapRel=1e-7,
+                gapAbs=0.999,
+                random_seed=self._profile.seed,
             )
         options: dict[str, Any] = {"msg": False, "timeLimit": limit}
         if self._engine in ("PULP_CBC_CMD", "COIN_CMD"):

@@ -36,7 +36,9 @@ class Portfolio:
     def minimise(self, step: ProgramStep, start: Ints | None, seconds: float | None) -> Answer:
         """Minimise a step."""
         began = time.monotonic()
-        first = self._first.minimise(step, start, None if seconds is None else seconds * FIRST_SHARE)
+        first = self._first.minimise(
+            step, start, None if seconds is None else seconds * FIRST_SHARE
+        )
         found = first.solution
         if found is not None and not self._arrays.feasible(found):
             found = None

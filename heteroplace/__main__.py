@@ -1,0 +1,7 @@
+"""``python -m heteroplace``."""
+
+import sys
+
+from heteroplace.cli import main
+
+sys.exit(main())

@@ -1,0 +1,386 @@
+"""The command line: parse, call, render."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn, get_args
+
+from rich.console import Console
+from rich.table import Table
+
+import heteroplace
+from heteroplace.check import check, evaluate
+from heteroplace.errors import InputError
+from heteroplace.explain import Explanation, explain
+from heteroplace.generate import FAMILIES, family_from, from_inventory, generate
+from heteroplace.instance import MAX_BYTES, Instance, input_error, write_text
+from heteroplace.page import page
+from heteroplace.plan import Plan, Result, Unmet
+from heteroplace.profile import Profile, SolverName
+from heteroplace.show import plan_tables, render
+from heteroplace.solve import solve
+
+if TYPE_CHECKING:
+    Commands = argparse._SubParsersAction["_Parser"]
+
+DONE, NO, BAD_INPUT = 0, 1, 2
+MOST_EXPLAINED = 20
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise InputError("", f"{self.prog}: {message}; see {self.prog} --help")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code: 0 done, 1 the answer is no, 2 bad input."""
+    try:
+        parsed = _parser().parse_args(arguments)
+        if parsed.verbose:
+            logging.basicConfig(stream=sys.stderr, level=logging.INFO)
+        else:
+            logging.getLogger("heteroplace").addHandler(logging.NullHandler())
+        code: int = parsed.run(parsed)
+        sys.stdout.flush()
+        return code
+    except InputError as error:
+        print(f"heteroplace: {error}", file=sys.stderr)
+        return BAD_INPUT
+    except BrokenPipeError:
+        # Whoever read our output has seen enough; keep the interpreter from flushing into it.
+        sys.stdout = None
+        return DONE
+    except KeyboardInterrupt:
+        print("heteroplace: interrupted", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="heteroplace", description=heteroplace.__doc__)
+    parser.add_argument("--version", action="version", version=heteroplace.__version__)
+    parser.add_argument("--verbose", action="store_true", help="log to standard error")
+    commands = parser.add_subparsers(
+        title="commands", required=True, metavar="COMMAND", parser_class=_Parser
+    )
+    _add_solve(commands)
+    _add_check(commands)
+    _add_explain(commands)
+    _add_show(commands)
+    _add_generate(commands)
+    return parser
+
+
+def _add_solve(commands: Commands) -> None:
+    command = commands.add_parser("solve", help="decide where every instance goes")
+    _add_instance(command)
+    command.add_argument("--out", metavar="FILE", help="write the plan as JSON")
+    command.add_argument("--json", action="store_true", help="print the whole result as JSON")
+    command.add_argument("--profile", metavar="FILE", help="solver profile (TOML), see solvers/")
+    command.add_argument("--solver", choices=get_args(SolverName), help="default auto")
+    command.add_argument("--engine", help="engine of milp: HiGHS, CBC or any name PuLP knows")
+    command.add_argument(
+        "--time-limit", type=float, metavar="SECONDS", help="for the whole solve, default 30"
+    )
+    command.add_argument("--threads", type=int, help="threads of the engine")
+    command.add_argument("--seed", type=int, help="seed of the engine, default 0")
+    command.add_argument(
+        "--deterministic", action="store_true", default=None, help="same seed, same plan"
+    )
+    command.set_defaults(run=_solve)
+
+
+def _add_check(commands: Commands) -> None:
+    command = commands.add_parser("check", help="verify a plan from any tool")
+    _add_instance(command)
+    command.add_argument("plan", metavar="PLAN", help="plan (JSON)")
+    command.add_argument("--json", action="store_true", help="print violations and objective")
+    command.set_defaults(run=_check)
+
+
+def _add_explain(commands: Commands) -> None:
+    command = commands.add_parser("explain", help="say why capacity is unmet")
+    _add_instance(command)
+    command.add_argument("plan", metavar="PLAN", help="plan (JSON)")
+    command.add_argument("--json", action="store_true", help="print the explanations as JSON")
+    command.set_defaults(run=_explain)
+
+
+def _add_show(commands: Commands) -> None:
+    command = commands.add_parser("show", help="draw the topology and the placement")
+    _add_instance(command)
+    command.add_argument("plan", nargs="?", metavar="PLAN", help="plan (JSON)")
+    command.add_argument("--html", metavar="FILE", help="write a self-contained page instead")
+    command.set_defaults(run=_show)
+
+
+def _add_generate(commands: Commands) -> None:
+    command = commands.add_parser("generate", help="write a seeded instance")
+    command.add_argument(
+        "family", nargs="?", metavar="FAMILY", help=f"one of {', '.join(FAMILIES)}"
+    )
+    command.add_argument("--seed", type=int, default=0)
+    command.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KNOB=VALUE",
+        help="change a knob of the family, as in --set load=1.2 (docs/generate.md)",
+    )
+    command.add_argument(
+        "--nodes", metavar="FILE.csv", help="build on a real inventory instead of a family"
+    )
+    command.add_argument(
+        "--capacity", metavar="FILE.csv", help="capacities for --nodes; default the models folder"
+    )
+    command.add_argument("--models", default="models", metavar="FOLDER", help="default models")
+    command.add_argument("--services", type=int, default=60, help="services for --nodes")
+    command.add_argument("--load", type=float, default=0.8, help="load for --nodes")
+    command.add_argument("--running", type=float, default=0.3, help="running share for --nodes")
+    command.add_argument("--out", metavar="FILE", help="default standard output")
+    command.set_defaults(run=_generate)
+
+
+def _add_instance(command: argparse.ArgumentParser) -> None:
+    command.add_argument("instance", metavar="INSTANCE", help="placement instance (JSON)")
+    command.add_argument(
+        "--max-bytes", type=int, default=MAX_BYTES, help=f"largest file read, default {MAX_BYTES}"
+    )
+
+
+def _read(arguments: argparse.Namespace) -> Instance:
+    return Instance.from_file(arguments.instance, arguments.max_bytes)
+
+
+def _read_plan(arguments: argparse.Namespace) -> Plan:
+    return Plan.from_file(arguments.plan, arguments.max_bytes)
+
+
+def _profile(arguments: argparse.Namespace) -> Profile:
+    from pydantic import ValidationError
+
+    base = Profile.from_file(arguments.profile) if arguments.profile else Profile()
+    names = ("solver", "engine", "time_limit", "threads", "seed", "deterministic")
+    given = {name: getattr(arguments, name) for name in names}
+    changes = {name: value for name, value in given.items() if value is not None}
+    try:
+        return Profile.model_validate({**base.model_dump(), **changes})
+    except ValidationError as error:
+        raise input_error(error, "command line") from None
+
+
+def _console() -> Console:
+    # Without a terminal there is no width to obey: a file or a pipe gets lines of a fixed width.
+    return Console(width=None if sys.stdout.isatty() else 100, highlight=False)
+
+
+def _solve(arguments: argparse.Namespace) -> int:
+    began = time.monotonic()
+    profile = _profile(arguments)
+    instance = _read(arguments)
+    read = time.monotonic() - began
+    result = solve(instance, profile)
+    seconds = result.seconds.model_copy(update={"read": read})
+    reasons = explain(instance, result.plan, MOST_EXPLAINED) if not result.violations else []
+    result = result.model_copy(update={"seconds": seconds, "unmet": _with_reasons(result, reasons)})
+    if arguments.out:
+        write_text(arguments.out, result.plan.to_json() + "\n")
+    if arguments.json:
+        print(result.to_json())
+    else:
+        _print_result(instance, result, arguments.out)
+    return NO if result.violations else DONE
+
+
+def _with_reasons(result: Result, reasons: list[Explanation]) -> tuple[Unmet, ...]:
+    known = {(each.service, each.role): each.reason for each in reasons}
+    return tuple(
+        each.model_copy(update={"reason": known.get((each.service, each.role))})
+        for each in result.unmet
+    )
+
+
+def _print_result(instance: Instance, result: Result, out: str | None) -> None:
+    console = _console()
+    console.print(plan_tables(instance, result.plan))
+    if result.unmet:
+        console.print(_unmet_table(result))
+    console.print(_steps_table(result))
+    costs = ", ".join(f"{name} {amount:g}" for name, amount in result.costs.items())
+    console.print(f"cost amounts: {costs}", markup=False)
+    if any(result.repairs.values()):
+        broken = ", ".join(f"{name} {value:g}" for name, value in result.repairs.items() if value)
+        console.print(f"still broken, in GPUs: {broken}", markup=False)
+    phases = result.seconds.model_dump()
+    spent = ", ".join(f"{name} {value:.3f}" for name, value in phases.items() if value is not None)
+    engine = f" ({result.engine})" if result.engine else ""
+    console.print(
+        f"{result.status}, {result.stop_reason.replace('_', ' ')}; "
+        f"solver {result.solver}{engine}; seconds: {spent}",
+        markup=False,
+    )
+    for note in result.notes:
+        console.print(f"note: {note}", markup=False)
+    for violation in result.violations:
+        console.print(
+            f"violation: {violation.constraint}: {violation.subject}: {violation.message}",
+            markup=False,
+        )
+    if out:
+        console.print(f"plan written to {out}", markup=False)
+
+
+def _unmet_table(result: Result) -> Table:
+    table = Table(title="Unmet", title_justify="left")
+    for column in ("service", "role"):
+        table.add_column(column)
+    for column in ("target", "delivered", "unmet", "GPUs"):
+        table.add_column(column, justify="right")
+    table.add_column("why")
+    shown = sorted(result.unmet, key=lambda each: -each.unmet_gpus)[:MOST_EXPLAINED]
+    for each in shown:
+        numbers = (each.target, each.delivered, each.unmet, each.unmet_gpus)
+        table.add_row(
+            _plain(each.service),
+            _plain(each.role),
+            *(f"{number:g}" for number in numbers),
+            each.reason or "",
+        )
+    if len(shown) < len(result.unmet):
+        table.caption = f"and {len(result.unmet) - len(shown)} more roles, see --json"
+    return table
+
+
+def _steps_table(result: Result) -> Table:
+    table = Table(title="Objective, in order", title_justify="left")
+    table.add_column("step")
+    for column in ("value", "bound", "gap"):
+        table.add_column(column, justify="right")
+    table.add_column("")
+    for step in result.steps:
+        bound = "unknown" if step.bound is None else f"{step.bound:g}"
+        gap = "unknown" if step.gap is None else f"{100 * step.gap:.3g} %"
+        name = _plain(step.name)
+        table.add_row(name, f"{step.value:g}", bound, gap, "proven" if step.proven else "")
+    return table
+
+
+def _plain(text: str) -> str:
+    """Text as rich shows it to the letter."""
+    from rich.markup import escape
+
+    from heteroplace.show import clean
+
+    return escape(clean(text))
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    instance, plan = _read(arguments), _read_plan(arguments)
+    try:
+        violations, evaluation = check(instance, plan), evaluate(instance, plan)
+    except InputError as error:
+        raise InputError(f"{arguments.plan}: {error.path}", error.message) from None
+    if arguments.json:
+        report = {
+            "valid": not violations,
+            "violations": [each.model_dump() for each in violations],
+            "objective": evaluation.model_dump(mode="json"),
+        }
+        print(json.dumps(report, indent=1))
+    else:
+        console = _console()
+        for each in violations:
+            console.print(f"{each.constraint}: {each.subject}: {each.message}", markup=False)
+        steps = ", ".join(f"{step.name} {float(step.value):g}" for step in evaluation.steps)
+        verdict = f"{len(violations)} violations" if violations else "valid"
+        console.print(f"{verdict}; objective: {steps}", markup=False)
+        if plan.instance_digest not in (None, instance.digest):
+            console.print("note: the plan was made for another instance", markup=False)
+    return NO if violations else DONE
+
+
+def _explain(arguments: argparse.Namespace) -> int:
+    instance, plan = _read(arguments), _read_plan(arguments)
+    violations = check(instance, plan)
+    if violations:
+        first = violations[0]
+        raise InputError(
+            arguments.plan,
+            f"is not valid ({first.constraint}: {first.message}); see heteroplace check",
+        )
+    reasons = explain(instance, plan)
+    if arguments.json:
+        print(json.dumps([each.model_dump() for each in reasons], indent=1))
+        return DONE
+    console = _console()
+    if not reasons:
+        console.print("Every target is met.")
+    for each in reasons:
+        console.print(
+            f"{each.service} {each.role}: {each.unmet_gpus:g} GPUs unmet "
+            f"({each.constraint}): {each.reason}",
+            markup=False,
+        )
+    return DONE
+
+
+def _show(arguments: argparse.Namespace) -> int:
+    instance = _read(arguments)
+    plan = _read_plan(arguments) if arguments.plan else None
+    if arguments.html:
+        write_text(arguments.html, page(instance, plan))
+        print(f"page written to {arguments.html}", file=sys.stderr)
+    else:
+        _console().print(render(instance, plan))
+    return DONE
+
+
+def _generate(arguments: argparse.Namespace) -> int:
+    if arguments.nodes:
+        if arguments.family:
+            raise InputError("", "give either a family or --nodes, not both")
+        if arguments.set:
+            raise InputError("--set", "changes a family; with --nodes use --services, --load, ...")
+        instance = from_inventory(
+            arguments.nodes,
+            arguments.capacity,
+            models_dir=arguments.models,
+            services=arguments.services,
+            load=arguments.load,
+            running=arguments.running,
+            seed=arguments.seed,
+        )
+    else:
+        if not arguments.family:
+            raise InputError("", f"name a family ({', '.join(FAMILIES)}) or give --nodes FILE.csv")
+        instance = generate(family_from(arguments.family, _knobs(arguments.set)), arguments.seed)
+    text = instance.to_json() + "\n"
+    if arguments.out:
+        write_text(arguments.out, text)
+        print(
+            f"{Path(arguments.out).name}: {len(instance.nodes)} nodes, "
+            f"{len(instance.services)} services",
+            file=sys.stderr,
+        )
+    else:
+        sys.stdout.write(text)
+    return DONE
+
+
+def _knobs(pairs: list[str]) -> dict[str, str | float]:
+    knobs: dict[str, str | float] = {}
+    for pair in pairs:
+        name, separator, value = pair.partition("=")
+        if not separator:
+            raise InputError("--set", f"{pair!r} is not KNOB=VALUE")
+        knobs[name] = value
+    return knobs
+
+
+if __name__ == "__main__":
+    sys.exit(main())

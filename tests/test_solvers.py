@@ -1,0 +1,376 @@
+"""Every solver against the oracle, the checker, the other solvers and changed instances."""
+
+from __future__ import annotations
+
+import json
+import logging
+import random
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from fractions import Fraction
+from functools import cache
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from oracle import brute_force
+from strategies import instances, random_instance
+
+from heteroplace import Instance, Plan, Profile, Result, check, evaluate, solve
+from heteroplace.quantity import parse_number
+from heteroplace.topology import TreeView
+
+Data = dict[str, Any]
+Values = tuple[Fraction, ...]
+
+EXACT = {
+    "auto": Profile(solver="auto"),
+    "highs": Profile(solver="highs"),
+    "cpsat": Profile(solver="cpsat"),
+    "milp": Profile(solver="milp"),
+    "milp-cbc": Profile(solver="milp", engine="CBC"),
+}
+ALL = {"greedy": Profile(solver="greedy"), **EXACT}
+
+# Seeds whose instances the oracle solves quickly; together their best plans add, remove and move
+# instances and open one or several groups, with and without reuse and preferred levels.
+TINY = (
+    *(0, 1, 2, 3, 4, 7, 9, 10, 13, 14, 15, 16, 19, 21, 22, 26, 32, 34, 35, 36, 38, 39, 44, 50),
+    *(55, 59, 64, 71, 73, 76, 104, 111, 119, 120, 130, 131, 145, 172, 176, 249, 265, 278, 310),
+    *(315, 321, 327, 345, 398, 430, 443, 452, 459, 473, 475, 477, 488, 556, 561, 566, 569, 595),
+    *(599, 621, 650, 661, 675, 677, 690, 771, 772, 787, 793, 797, 830, 848, 893, 894, 966, 983),
+    *(1033, 1045, 1103, 1107, 1131, 1153, 1231, 1306, 1310, 1311, 1414, 1444),
+)
+SMALL = (
+    *(0, 1, 3, 4, 5, 6, 7, 8, 9, 11, 14, 15, 16, 17, 18, 21, 24, 25, 26, 30, 36, 38, 39, 40, 47),
+    *(50, 51, 59, 60, 61, 62, 64, 68, 72, 78, 82, 91, 98, 113, 142, 156, 207, 225, 249, 251, 254),
+    *(269, 281, 304, 308, 318, 354, 384, 392),
+)
+
+
+@pytest.fixture(params=EXACT)
+def exact(request: pytest.FixtureRequest) -> Profile:
+    return EXACT[request.param]
+
+
+@pytest.fixture(params=ALL)
+def solver(request: pytest.FixtureRequest) -> Profile:
+    return ALL[request.param]
+
+
+@pytest.fixture(autouse=True)
+def _nothing_went_wrong(
+    caplog: pytest.LogCaptureFixture, request: pytest.FixtureRequest
+) -> Iterator[None]:
+    """Fail a test in which a solver fell back: a plan refused, a hint lost, an engine failed."""
+    with caplog.at_level(logging.WARNING, "heteroplace"):
+        yield
+    if "may_warn" not in request.keywords:
+        assert [each.getMessage() for each in caplog.get_records("call")] == []
+
+
+def with_limit(profile: Profile, seconds: float) -> Profile:
+    return profile.model_copy(update={"time_limit": seconds})
+
+
+def values(instance: Instance, result: Result) -> Values:
+    return evaluate(instance, result.plan).values
+
+
+def close(left: Values, right: Values) -> bool:
+    return [float(each) for each in left] == pytest.approx(
+        [float(each) for each in right], rel=1e-6, abs=1e-9
+    )
+
+
+@cache
+def case(size: Any, seed: int) -> tuple[Instance, Values]:
+    """Draw an instance and find its optimum."""
+    instance = random_instance(random.Random(seed), size)
+    return instance, brute_force(instance, limit=10**6)[0].values
+
+
+CASES = [("tiny", seed) for seed in TINY] + [("small", seed) for seed in SMALL]
+
+
+# --------------------------------------------------------------------------------------------
+# Against the oracle and the checker
+# --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("size", "seed"), CASES, ids=lambda each: str(each))
+def test_exact_solvers_find_the_optimum(size: str, seed: int) -> None:
+    instance, best = case(size, seed)
+    for name, profile in ALL.items():
+        result = solve(instance, profile)
+        assert check(instance, result.plan) == [], name
+        if name == "greedy":
+            assert values(instance, result) >= best
+        else:
+            assert values(instance, result) == best, name
+            assert (result.status, result.stop_reason) == ("optimal", "proven"), name
+
+
+def judge(instance: Instance, result: Result) -> Values:
+    """Check that a result says of its plan what the checker and the evaluator say."""
+    found = evaluate(instance, result.plan)
+    assert list(result.violations) == check(instance, result.plan)
+    assert (result.status == "invalid") == bool(result.violations)
+    assert (result.status == "optimal") == (result.stop_reason == "proven")
+    assert (result.status == "optimal") == all(step.proven for step in result.steps)
+    assert [step.name for step in result.steps] == [step.name for step in found.steps]
+    for got, step in zip(result.steps, found.steps, strict=True):
+        assert got.value == float(step.value)
+        if got.bound is None:
+            assert (got.proven, got.gap) == (False, None)
+        else:
+            assert got.bound <= got.value + 1e-6 * abs(got.value)
+    assert result.costs == {name: float(amount) for name, amount in found.costs.items()}
+    assert result.repairs == {name: float(amount) for name, amount in found.repairs.items()}
+    assert [(each.service, each.role, each.unmet) for each in result.unmet] == [
+        (each.service, each.role, float(each.unmet)) for each in found.roles if each.unmet
+    ]
+    assert result.instance_digest == instance.digest
+    assert Result.model_validate_json(result.to_json()).steps == result.steps
+    return found.values
+
+
+@given(instances())
+@settings(max_examples=80)
+def test_every_solver_has_a_valid_plan(instance: Instance) -> None:
+    nothing = evaluate(instance, Plan()).values
+    found = {}
+    for name, profile in ALL.items():
+        result = solve(instance, profile)
+        found[name] = judge(instance, result)
+        assert result.status != "invalid", name
+        assert found[name] <= nothing, name
+        assert result.solver == profile.solver
+    assert found["auto"] <= found["greedy"]
+    for name in EXACT:
+        assert close(found[name], found["auto"]), name
+
+
+@given(instances())
+@settings(max_examples=80)
+def test_greedy_pods_breaks_only_what_it_may(instance: Instance) -> None:
+    result = solve(instance, Profile(solver="greedy-pods"))
+    judge(instance, result)
+    assert {each.constraint for each in result.violations} <= {"ratio", "integrity"}
+
+
+@pytest.mark.parametrize("block", range(12))
+def test_exact_solvers_agree(block: int) -> None:
+    for seed in range(1000 + 20 * block, 1020 + 20 * block):
+        instance = random_instance(random.Random(seed), "small")
+        left = judge(instance, solve(instance, EXACT["cpsat"]))
+        for name in ("milp", "milp-cbc", "highs"):
+            right = judge(instance, solve(instance, EXACT[name]))
+            assert close(left, right), (seed, name)
+
+
+# --------------------------------------------------------------------------------------------
+# Changes that must not matter
+# --------------------------------------------------------------------------------------------
+
+
+def whole(instance: Instance) -> Data:
+    """Write the instance with nothing left to a default that a change could disturb."""
+    data: Data = json.loads(instance.model_dump_json(by_alias=True))
+    data["rdma"] = instance.rdma_levels.model_dump()
+    view = TreeView(instance)
+    for group, given in zip(instance.running, data["running"], strict=True):
+        if instance.services[instance.service_index[group.service]].affinity.required:
+            given["domain"] = view.domains[view.group_domain(group)].name
+    return data
+
+
+def renamed(data: Data, rng: random.Random) -> None:
+    """Rename everything; the new names sort in another order."""
+    known: dict[tuple[str, Any], str] = {}
+
+    def new(kind: str, name: Any) -> Any:
+        if name is None or (kind == "level" and name == "node"):
+            return name
+        return known.setdefault((kind, name), f"{rng.randrange(10**6)} {kind} {len(known)} é")
+
+    data["levels"] = [new("level", each) for each in data["levels"]]
+    data["rdma"] = {key: new("level", each) for key, each in data["rdma"].items()}
+    for node in data["nodes"]:
+        node["name"] = new("node", node["name"])
+        node["gpu_type"] = new("gpu", node["gpu_type"])
+        node["domains"] = {
+            new("level", level): new(f"domain of {level}", name)
+            for level, name in node["domains"].items()
+        }
+    required = {}
+    for service in data["services"]:
+        affinity, old = service["affinity"], service["name"]
+        required[old] = affinity["required"]
+        service["affinity"] = {key: new("level", each) for key, each in affinity.items()}
+        for band in service["ratios"]:
+            for end in ("numerator", "denominator"):
+                band[end] = new(f"role of {old}", band[end])
+        roles = {}
+        for name, role in service["roles"].items():
+            for shape in role["shapes"]:
+                shape["name"] = new(f"shape of {name}", shape["name"])
+                shape["level"] = new("level", shape["level"])
+                for pod in shape["pods"]:
+                    pod["gpu_type"] = new("gpu", pod["gpu_type"])
+            roles[new(f"role of {old}", name)] = role
+        service["roles"] = roles
+        service["name"] = new("service", old)
+    for group in data["running"]:
+        old = group["service"]
+        group["name"] = new("group", group["name"])
+        group["domain"] = new(f"domain of {required[old]}", group["domain"])
+        group["service"] = new("service", old)
+        for each in group["instances"]:
+            each["name"] = new("instance", each["name"])
+            each["shape"] = new(f"shape of {each['role']}", each["shape"])
+            each["role"] = new(f"role of {old}", each["role"])
+            each["nodes"] = [new("node", name) for name in each["nodes"]]
+
+
+def permuted(data: Data, rng: random.Random) -> None:
+    for key in ("nodes", "services", "running"):
+        rng.shuffle(data[key])
+    for service in data["services"]:
+        rng.shuffle(service["ratios"])
+        roles = list(service["roles"].items())
+        rng.shuffle(roles)
+        service["roles"] = dict(roles)
+    for group in data["running"]:
+        rng.shuffle(group["instances"])
+
+
+def scaled(data: Data, rng: random.Random) -> None:
+    """Measure one service's capacity in another unit."""
+    service = rng.choice(data["services"])
+    factor = rng.choice((Fraction(7, 3), Fraction(1, 5), Fraction(1000)))
+
+    def times(holder: Data, key: str) -> None:
+        holder[key] = str(parse_number(holder[key]) * factor)
+
+    for role in service["roles"].values():
+        times(role, "target")
+        times(role, "min")
+        for shape in role["shapes"]:
+            times(shape, "capacity")
+
+
+def emptier(data: Data, rng: random.Random) -> None:
+    """Add domains in which nothing can be placed."""
+    node = rng.choice(data["nodes"])
+    finest = data["levels"][-1]
+    data["nodes"] += [
+        {**node, "name": "none", "gpus": 0, "reserved": 0}
+        | {"domains": {**node["domains"], finest: "of none"}},
+        {**node, "name": "cordoned", "gpus": 8, "reserved": 0, "schedulable": False}
+        | {"domains": dict.fromkeys(data["levels"], "of cordoned")},
+    ]
+
+
+def idler(data: Data, rng: random.Random) -> None:
+    """Add a service that wants nothing."""
+    service = json.loads(json.dumps(rng.choice(data["services"])))
+    service["name"] = "idle"
+    for role in service["roles"].values():
+        role["target"] = role["min"] = 0
+    data["services"].insert(rng.randrange(len(data["services"])), service)
+
+
+def repriced(data: Data, rng: random.Random) -> None:
+    """Count costs in another unit; :func:`same` divides it out."""
+    weights = data["objective"]["weights"]
+    for name, value in weights.items():
+        weights[name] = str(parse_number(value) * 3)
+
+
+def stricter(data: Data, rng: random.Random) -> None:
+    """Shift the priorities and add bounds that bind nothing."""
+    for service in data["services"]:
+        service["priority"] = 10 * service["priority"] + 3
+        limits = service["limits"]
+        for key in ("max_groups", "max_instances_per_group"):
+            limits[key] = limits[key] or 10**6
+
+
+CHANGES: list[Callable[[Data, random.Random], None]] = [
+    renamed,
+    permuted,
+    scaled,
+    emptier,
+    idler,
+    repriced,
+    stricter,
+]
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=lambda each: each.__name__)
+def test_optimum_survives(change: Callable[[Data, random.Random], None], exact: Profile) -> None:
+    for seed in range(2000, 2012):
+        instance = random_instance(random.Random(seed), "small")
+        data = whole(instance)
+        change(data, random.Random(seed))
+        other = Instance.from_dict(data)
+        left, right = judge(instance, solve(instance, exact)), judge(other, solve(other, exact))
+        if change is repriced:
+            right = (*right[:-1], right[-1] / 3)
+        assert close(left, right), seed
+
+
+# --------------------------------------------------------------------------------------------
+# Behaviour
+# --------------------------------------------------------------------------------------------
+
+
+def test_solving_changes_nothing_and_says_nothing(
+    solver: Profile, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for seed in range(5):
+        instance = random_instance(random.Random(seed), "small")
+        before = instance.model_dump_json()
+        solve(instance, solver)
+        assert instance.model_dump_json() == before
+    assert capfd.readouterr() == ("", "")
+
+
+def test_same_seed_gives_the_same_plan(solver: Profile) -> None:
+    profile = solver.model_copy(update={"deterministic": True, "seed": 7, "threads": 1})
+    for seed in range(6):
+        instance = random_instance(random.Random(seed), "small")
+        again = Instance.from_json(instance.to_json())
+        first, second = solve(instance, profile), solve(again, profile)
+        assert first.plan == second.plan
+        assert first.seed == second.seed == 7
+
+
+def test_threads_do_not_disturb_each_other(solver: Profile) -> None:
+    several = [random_instance(random.Random(seed), "small") for seed in range(8)]
+    serial = [values(each, solve(each, solver)) for each in several]
+    with ThreadPoolExecutor(4) as pool:
+        at_once = list(pool.map(lambda each: values(each, solve(each, solver)), several))
+    assert at_once == serial
+
+
+def test_a_short_time_limit_still_gives_a_plan(solver: Profile) -> None:
+    instance = random_instance(random.Random(2), "large")
+    found = judge(instance, solve(instance, with_limit(solver, 0.05)))
+    assert found <= evaluate(instance, Plan()).values
+    # The greedy takes a hundredth of this.
+    found = judge(instance, solve(instance, with_limit(solver, 1.5)))
+    assert found <= values(instance, solve(instance, ALL["greedy"]))
+
+
+@pytest.mark.may_warn
+def test_a_missing_engine_leaves_the_plan_of_the_greedy() -> None:
+    for seed in range(6):
+        instance = random_instance(random.Random(seed), "small")
+        result = solve(instance, Profile(solver="milp", engine="NO_SUCH"))
+        judge(instance, result)
+        assert result.stop_reason == "engine_missing"
+        assert result.status == "feasible"
+        assert any("NO_SUCH" in note for note in result.notes)
+        assert values(instance, result) == values(instance, solve(instance, ALL["greedy"]))
