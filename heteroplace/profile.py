@@ -22,8 +22,8 @@ class Profile(Noun):
     solver
         ``auto``, ``greedy``, ``greedy-pods``, ``cpsat`` (OR-tools), ``milp`` (PuLP), ``highs``.
     engine
-        Engine of ``milp`` by PuLP's name, as in ``PULP_CBC_CMD`` or ``GUROBI``; ``HiGHS`` and
-        ``CBC`` are short for PuLP's ``HiGHS`` and ``PULP_CBC_CMD``.
+        Engine of ``milp`` by PuLP's name, as in ``HiGHS`` (the default) or ``GUROBI``; ``CBC`` is
+        short for ``COIN_CMD``, with the CBC that PuLP ships where there is no other.
     time_limit
         Seconds for the whole solve, model building included; null for none.
     threads

@@ -321,6 +321,11 @@ class _Base:
         self.decision.new_groups.append((self.instance.service_index[service.name], domain))
         return group
 
+    def may_open(self, service: Service) -> bool:
+        most = service.limits.max_groups
+        groups = self.of_service[service.name]
+        return most is None or sum(1 for each in groups if each.members or each.occupied) < most
+
     def finish(self) -> Decision:
         for group in self.groups:
             for member in group.members:
@@ -394,11 +399,6 @@ class _Greedy(_Base):
                     return
             if self.late():
                 return
-
-    def may_open(self, service: Service) -> bool:
-        most = service.limits.max_groups
-        groups = self.of_service[service.name]
-        return most is None or sum(1 for each in groups if each.members or each.occupied) < most
 
     def new_domains(self, service: Service, tier: int) -> list[int]:
         """Domains where every role finds a free place, the emptiest first."""
@@ -579,45 +579,35 @@ class _GreedyPods(_Base):
             self.place_role(service, name)
 
     def place_role(self, service: Service, role: str) -> None:
-        demand = self.demands[service.name, role]
-        domains = sorted(self.tree.at_level(service.affinity.required), key=self.tree.domain_tier)
-        shapes = service.roles[role].shapes
-        pending: tuple[_Group, int, list[int]] | None = None
-        for domain in domains:
-            while not self.late():
-                if pending is None:
-                    shape = next(
-                        (
-                            index
-                            for index in range(len(shapes))
-                            if demand.may_add(shapes, index)
-                            and self.fitting_node(
-                                domain, self._block(service, role, index, 0), HIGHEST
-                            )
-                            is not None
-                        ),
-                        None,
-                    )
-                    if shape is None:
-                        break
-                    pending = (self.group_in(service, domain), shape, [])
-                group, shape, nodes = pending
-                block = self._block(service, role, shape, len(nodes))
-                node = self.fitting_node(domain, block, HIGHEST)
-                if node is None:
-                    break
-                self.take(node, block.gpus)
-                nodes.append(node)
-                if len(nodes) == len(shapes[shape].pod_list):
-                    self.settle(group, role, shape, tuple(nodes))
-                    pending = None
-        if pending is not None:
-            group, shape, nodes = pending
-            self.settle(group, role, shape, tuple(nodes))
+        domains = self.tree.at_level(service.affinity.required)
+        for domain in sorted(domains, key=self.tree.domain_tier):
+            while not self.late() and self.place_instance(service, role, domain):
+                pass
 
-    def _block(self, service: Service, role: str, shape: int, pod: int) -> Block:
-        gpu_type, gpus = service.roles[role].shapes[shape].pod_list[pod]
-        return Block(gpu_type, gpus)
+    def place_instance(self, service: Service, role: str, domain: int) -> bool:
+        """Place pod by pod, whether or not all pods of the instance find a node."""
+        demand = self.demands[service.name, role]
+        shapes = service.roles[role].shapes
+        for shape in range(len(shapes)):
+            if demand.may_add(shapes, shape):
+                group = self.group_in(service, domain)
+                if group is None:
+                    return False
+                nodes = self.place_pods(service, role, shape, domain)
+                if nodes:
+                    self.settle(group, role, shape, nodes)
+                    return len(nodes) == len(shapes[shape].pod_list)
+        return False
+
+    def place_pods(self, service: Service, role: str, shape: int, domain: int) -> tuple[int, ...]:
+        nodes: list[int] = []
+        for gpu_type, gpus in service.roles[role].shapes[shape].pod_list:
+            node = self.fitting_node(domain, Block(gpu_type, gpus), HIGHEST)
+            if node is None:
+                break
+            self.take(node, gpus)
+            nodes.append(node)
+        return tuple(nodes)
 
     def settle(self, group: _Group, role: str, shape: int, nodes: tuple[int, ...]) -> None:
         capacity = group.service.roles[role].shapes[shape].capacity
@@ -626,11 +616,13 @@ class _GreedyPods(_Base):
         demand.added += capacity
         demand.shapes[shape] = demand.shapes.get(shape, 0) + 1
 
-    def group_in(self, service: Service, domain: int) -> _Group:
+    def group_in(self, service: Service, domain: int) -> _Group | None:
+        """A group of the domain with room under its limits; null when none may be opened."""
+        most = service.limits.max_instances_per_group
         for group in self.of_service[service.name]:
-            if group.domain == domain:
+            if group.domain == domain and (most is None or len(group.members) < most):
                 return group
-        return self.new_group(service, domain)
+        return self.new_group(service, domain) if self.may_open(service) else None
 
     def scale_in(self, service: Service) -> None:
         for group in sorted(self.of_service[service.name], key=self.removal_order):

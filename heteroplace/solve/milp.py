@@ -16,7 +16,7 @@ from heteroplace.solve.engine import Answer, EngineMissingError, rounded, within
 from heteroplace.solve.highs import relaxation_bound, whole_bound
 
 DEFAULT = "HiGHS"
-SHORT = {"CBC": "PULP_CBC_CMD"}
+SHORT = {"CBC": "COIN_CMD"}
 RELAXATION_SHARE = 0.3
 
 
@@ -108,8 +108,10 @@ class MilpEngine:
         arrays = self._arrays
         if self._problem is None:
             self._problem = pulp.LpProblem("heteroplace", pulp.LpMinimize)
+            # PuLP 3.3 and later make variables through the problem; the old way warns there.
+            make = getattr(self._problem, "add_variable", pulp.LpVariable)
             self._columns = [
-                pulp.LpVariable(f"x{number}", low, high, pulp.LpInteger)
+                make(f"x{number}", low, high, pulp.LpInteger)
                 for number, (low, high) in enumerate(
                     zip(arrays.lower.tolist(), arrays.upper.tolist(), strict=True)
                 )
@@ -159,6 +161,8 @@ class MilpEngine:
                 random_seed=self._profile.seed,
             )
         options: dict[str, Any] = {"msg": False, "timeLimit": limit}
+        if self._engine == "COIN_CMD" and not pulp.COIN_CMD().available():
+            options["path"] = _bundled_cbc()
         if self._engine in ("PULP_CBC_CMD", "COIN_CMD"):
             options |= {
                 "gapRel": 0,
@@ -167,6 +171,13 @@ class MilpEngine:
                 "options": [f"randomCbcSeed {self._profile.seed}"],
             }
         return pulp.getSolver(self._engine, **options)
+
+
+def _bundled_cbc() -> str | None:
+    """Path of the CBC that PuLP 3 ships; null when it ships none."""
+    from pulp.apis import coin_api
+
+    return getattr(coin_api, "pulp_cbc_path", None)
 
 
 def _highs(pulp: Any) -> Any:
