@@ -400,7 +400,9 @@ class Instance(Noun):
         InputError
             If the text is not JSON or not a valid instance.
         """
-        return validated(lambda: cls.model_validate_json(text), source)
+        instance = validated(lambda: cls.model_validate_json(text), source)
+        refuse_duplicate_keys(text, source)
+        return instance
 
     @classmethod
     def from_file(cls, path: str | os.PathLike[str], max_bytes: int = MAX_BYTES) -> Instance:
@@ -464,6 +466,20 @@ def read_bytes(path: str | os.PathLike[str], max_bytes: int = MAX_BYTES) -> byte
             f"is larger than the limit of {max_bytes} bytes; raise it with --max-bytes",
         )
     return data
+
+
+def refuse_duplicate_keys(text: str | bytes, source: str) -> None:
+    """Refuse JSON in which an object names a field twice: one of the two would be lost."""
+
+    def pairs(items: list[tuple[str, Any]]) -> None:
+        if len({key for key, _ in items}) < len(items):
+            twice = next(
+                key for key, count in Counter(key for key, _ in items).items() if count > 1
+            )
+            raise InputError(source, f"{twice!r} is named twice in one object; keep one of them")
+
+    # Numbers are not looked at here, so that one of any length parses.
+    json.loads(text, object_pairs_hook=pairs, parse_int=len)
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:

@@ -14,6 +14,7 @@ from heteroplace.instance import (
     Name,
     Noun,
     read_bytes,
+    refuse_duplicate_keys,
     validated,
 )
 from heteroplace.quantity import format_number
@@ -122,7 +123,9 @@ class Plan(Noun):
         InputError
             If the text is not JSON or not a plan.
         """
-        return validated(lambda: cls.model_validate_json(text), source)
+        plan = validated(lambda: cls.model_validate_json(text), source)
+        refuse_duplicate_keys(text, source)
+        return plan
 
     @classmethod
     def from_file(cls, path: str | os.PathLike[str], max_bytes: int = MAX_BYTES) -> Plan:

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import math
 import os
 import tomllib
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from heteroplace.errors import InputError
 from heteroplace.instance import Name, Noun, read_bytes, validated
 
 SolverName = Literal["auto", "greedy", "greedy-pods", "cpsat", "milp", "highs"]
+
+
+TimeLimit = Annotated[float, Field(gt=0, allow_inf_nan=False)] | None
+
+
+def _unlimited(value: object) -> object:
+    """TOML has no null: ``inf`` is no limit."""
+    return None if value == math.inf else value
 
 
 class Profile(Noun):
@@ -25,7 +34,7 @@ class Profile(Noun):
         Engine of ``milp`` by PuLP's name, as in ``HiGHS`` (the default) or ``GUROBI``; ``CBC`` is
         short for ``COIN_CMD``, with the CBC that PuLP ships where there is no other.
     time_limit
-        Seconds for the whole solve, model building included; null for none.
+        Seconds for the whole solve, model building included; null or ``inf`` for none.
     threads
         Threads of the engine; null for the solver's own choice.
     seed
@@ -36,7 +45,7 @@ class Profile(Noun):
 
     solver: SolverName = "auto"
     engine: Name | None = None
-    time_limit: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = 30.0
+    time_limit: Annotated[TimeLimit, BeforeValidator(_unlimited)] = 30.0
     threads: Annotated[int, Field(ge=1, le=1024, strict=True)] | None = None
     seed: Annotated[int, Field(ge=0, lt=2**31, strict=True)] = 0
     deterministic: bool = False
