@@ -12,7 +12,8 @@ from fractions import Fraction
 from math import gcd, lcm
 
 from heteroplace.errors import InputError
-from heteroplace.instance import NODE_LEVEL, Instance, Node, Role, Service, Shape
+from heteroplace.faults import NODE_LEVEL
+from heteroplace.instance import Instance, Node, Role, Service, Shape
 from heteroplace.plan import (
     Evaluation,
     MovedInstance,

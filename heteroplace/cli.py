@@ -18,8 +18,9 @@ import heteroplace
 from heteroplace.check import check, evaluate
 from heteroplace.errors import InputError
 from heteroplace.explain import Explanation, explain
+from heteroplace.files import MAX_BYTES, input_error, write_text
 from heteroplace.generate import FAMILIES, family_from, from_inventory, generate
-from heteroplace.instance import MAX_BYTES, Instance, input_error, write_text
+from heteroplace.instance import Instance
 from heteroplace.page import page
 from heteroplace.plan import Plan, Result, Unmet
 from heteroplace.profile import Profile, SolverName

@@ -6,28 +6,25 @@ its input.
 
 from __future__ import annotations
 
-import codecs
 import hashlib
-import json
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator
 from fractions import Fraction
 from functools import cached_property
-from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from heteroplace.errors import InputError
+from heteroplace.faults import NODE_LEVEL as NODE_LEVEL
+from heteroplace.faults import SCHEMA as SCHEMA
+from heteroplace.faults import faults
+from heteroplace.files import MAX_BYTES as MAX_BYTES
+from heteroplace.files import input_error as input_error
+from heteroplace.files import read_bytes as read_bytes
+from heteroplace.files import refuse_duplicate_keys
+from heteroplace.files import validated as validated
 from heteroplace.quantity import NonNegative, Positive
-
-T = TypeVar("T")
-
-SCHEMA = 1
-NODE_LEVEL = "node"
-MAX_BYTES = 128 * 2**20
-MAX_PODS = 4096
 
 Name = Annotated[str, Field(min_length=1, max_length=256, strict=True)]
 Text = Annotated[str, Field(max_length=10**5, strict=True)]
@@ -376,7 +373,7 @@ class Instance(Noun):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        for path, message in _faults(self):
+        for path, message in faults(self):
             raise InputError(path, message)
         return self
 
@@ -451,140 +448,6 @@ class Instance(Noun):
         )
 
 
-def read_bytes(path: str | os.PathLike[str], max_bytes: int = MAX_BYTES) -> bytes:
-    """Read a file of at most ``max_bytes`` bytes; :class:`InputError` names what is wrong."""
-    try:
-        with open(path, "rb") as file:
-            data = file.read(max_bytes + 1)
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise InputError(str(path), f"cannot be read: {reason}") from None
-    data = data.removeprefix(codecs.BOM_UTF8)
-    if len(data) > max_bytes:
-        raise InputError(
-            str(path),
-            f"is larger than the limit of {max_bytes} bytes; raise it with --max-bytes",
-        )
-    return data
-
-
-def refuse_duplicate_keys(text: str | bytes, source: str) -> None:
-    """Refuse JSON in which an object names a field twice: one of the two would be lost."""
-
-    def pairs(items: list[tuple[str, Any]]) -> None:
-        if len({key for key, _ in items}) < len(items):
-            twice = next(
-                key for key, count in Counter(key for key, _ in items).items() if count > 1
-            )
-            raise InputError(source, f"{twice!r} is named twice in one object; keep one of them")
-
-    # Numbers are not looked at here, so that one of any length parses.
-    json.loads(text, object_pairs_hook=pairs, parse_int=len)
-
-
-def write_text(path: str | os.PathLike[str], text: str) -> None:
-    """Write a file so that it is there whole or not at all."""
-    target = Path(path)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
-        try:
-            with open(temporary, "x", encoding="utf-8") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, target)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except OSError as error:
-        raise InputError(str(path), f"cannot be written: {error.strerror}") from None
-
-
-def validated(build: Callable[[], T], source: str = "") -> T:
-    """Run a pydantic validation; turn its errors into one :class:`InputError`."""
-    try:
-        return build()
-    except ValidationError as error:
-        raise input_error(error, source) from None
-    except RecursionError:
-        raise InputError(source, "is nested too deeply") from None
-
-
-_PLAIN = {
-    "missing": "is missing; add it",
-    "extra_forbidden": "unknown field; remove it or correct its name",
-    "too_short": "must not be empty",
-    "string_too_short": "must not be empty",
-    "string_too_long": "must have at most {max_length} characters",
-    "string_type": "must be a string",
-    "string_unicode": "must be a string of valid Unicode",
-    "int_type": "must be a whole number",
-    "bool_type": "must be true or false",
-    "bool_parsing": "must be true or false",
-    "float_type": "must be a number",
-    "float_parsing": "must be a number",
-    "finite_number": "must be a finite number",
-    "greater_than": "must be greater than {gt:.12g}",
-    "greater_than_equal": "must be at least {ge:.12g}",
-    "less_than": "must be less than {lt:.12g}",
-    "less_than_equal": "must be at most {le:.12g}",
-    "literal_error": "must be {expected}",
-    "tuple_type": "must be a list",
-    "dict_type": "must be an object",
-    "model_type": "must be an object",
-    "invalid_key": "must have a string as its name",
-    "json_type": "must be JSON text",
-    "json_invalid": "is not complete, valid JSON ({error})",
-}
-_SELF_EVIDENT = {"missing", "extra_forbidden", "json_invalid", "value_error"}
-
-
-def input_error(error: ValidationError, source: str = "") -> InputError:
-    """Turn the first fault of a pydantic error into an :class:`InputError` with its field."""
-    # A list of which every element is at fault is also reported as too short.
-    found = error.errors(include_url=False)
-    faults = [each for each in found if each["type"] != "too_short" or not each["input"]] or found
-    first = faults[0]
-    kind, context = first["type"], first.get("ctx", {})
-    original = context.get("error")
-    if isinstance(original, InputError):
-        path, message = original.path, original.message
-    else:
-        path = "" if kind == "json_invalid" else _join(first["loc"])
-        if kind in _PLAIN:
-            message = _PLAIN[kind].format(**context)
-        else:
-            message = first["msg"].removeprefix("Value error, ")
-            message = message[:1].lower() + message[1:]
-        if kind not in _SELF_EVIDENT:
-            message += f"; got {_shown(first['input'])}"
-    if len(faults) > 1:
-        message += f" (and {len(faults) - 1} more)"
-    prefix = ": ".join(part for part in (source, path) if part)
-    return InputError(prefix, message)
-
-
-def _shown(value: Any) -> str:
-    try:
-        text = json.dumps(value, default=str)
-    except (TypeError, ValueError, RecursionError):
-        text = f"a value of type {type(value).__name__}"
-    return text if len(text) <= 60 else text[:57] + "..."
-
-
-def _join(loc: tuple[int | str, ...]) -> str:
-    path = ""
-    for part in loc:
-        if part == "[key]":
-            continue
-        if isinstance(part, int):
-            path += f"[{part}]"
-        elif part.isidentifier():
-            path += f".{part}" if path else part
-        else:
-            path += f"[{part!r}]"
-    return path
-
-
 def _with_default_names(data: Any) -> Any:
     """Fill in the default names of shapes and running instances, in a copy."""
     if not isinstance(data, dict):
@@ -626,209 +489,3 @@ def _named_instances(group: Any) -> Any:
             seen[role] += 1
         instances.append(instance)
     return {**group, "instances": instances}
-
-
-Fault = tuple[str, str]
-
-
-def _faults(instance: Instance) -> Iterator[Fault]:
-    """Yield (path, message) for everything that no single field can tell."""
-    if instance.schema_ != SCHEMA:
-        yield "schema", f"version {instance.schema_} is not known; this release reads {SCHEMA}"
-    yield from _level_faults(instance)
-    yield from _node_faults(instance)
-    gpu_types = {node.gpu_type for node in instance.nodes}
-    yield from _duplicates("services", [service.name for service in instance.services])
-    for index, service in enumerate(instance.services):
-        yield from _service_faults(f"services[{index}]", service, instance.levels, gpu_types)
-    yield from _running_faults(instance)
-
-
-def _duplicates(path: str, names: list[str]) -> Iterator[Fault]:
-    if len(set(names)) == len(names):
-        return
-    seen: dict[str, int] = {}
-    for index, name in enumerate(names):
-        if name in seen:
-            yield f"{path}[{index}].name", f"{name!r} is already the name of {path}[{seen[name]}]"
-        seen[name] = index
-
-
-def _level_faults(instance: Instance) -> Iterator[Fault]:
-    levels = instance.levels
-    if len(set(levels)) != len(levels):
-        yield "levels", f"every level must be named once, got {list(levels)}"
-    if NODE_LEVEL in levels:
-        yield "levels", f"{NODE_LEVEL!r} is the level of a single machine; use another name"
-    if instance.rdma is not None:
-        for field in ("lower", "upper"):
-            level = getattr(instance.rdma, field)
-            if level is not None and level not in levels:
-                yield f"rdma.{field}", _unknown("level", level, levels)
-        if instance.rdma.upper is not None and levels.index(instance.rdma.upper) >= levels.index(
-            instance.rdma.lower
-        ):
-            yield "rdma.upper", f"must be coarser than lower ({instance.rdma.lower!r})"
-
-
-def _node_faults(instance: Instance) -> Iterator[Fault]:
-    yield from _duplicates("nodes", [node.name for node in instance.nodes])
-    levels = instance.levels
-    parents: dict[tuple[str, str], tuple[str, int]] = {}
-    for index, node in enumerate(instance.nodes):
-        path = f"nodes[{index}]"
-        if node.reserved > node.gpus:
-            yield f"{path}.reserved", f"is {node.reserved}, more than the node's {node.gpus} GPUs"
-        for level in node.domains:
-            if level not in levels:
-                yield f"{path}.domains", _unknown("level", level, levels)
-        parent = ""
-        for rank, level in enumerate(levels):
-            domain = node.domains.get(level)
-            if domain is None:
-                yield f"{path}.domains", f"lacks the level {level!r}; name its domain"
-                return
-            if rank:
-                known = parents.setdefault((level, domain), (parent, index))
-                if known[0] != parent:
-                    yield (
-                        f"{path}.domains.{level}",
-                        f"{domain!r} is under {parent!r} here but under {known[0]!r} at "
-                        f"nodes[{known[1]}]; a domain has one parent, rename one of them",
-                    )
-            parent = domain
-
-
-def _unknown(kind: str, name: str, known: Any) -> str:
-    names = sorted(known)
-    shown = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
-    return f"unknown {kind} {name!r}; known: {shown}"
-
-
-def _service_faults(
-    path: str, service: Service, levels: tuple[str, ...], gpu_types: set[str]
-) -> Iterator[Fault]:
-    required, preferred = service.affinity.required, service.affinity.preferred
-    for field, level in (("required", required), ("preferred", preferred)):
-        if level is not None and level not in levels:
-            yield f"{path}.affinity.{field}", _unknown("level", level, levels)
-    if (
-        required is not None
-        and preferred is not None
-        and levels.index(preferred) <= levels.index(required)
-    ):
-        yield (
-            f"{path}.affinity.preferred",
-            f"{preferred!r} must be finer than the required level {required!r}; drop it or refine",
-        )
-    for name, role in service.roles.items():
-        role_path = f"{path}.roles.{name}" if name.isidentifier() else f"{path}.roles[{name!r}]"
-        if role.min > role.target:
-            yield (
-                f"{role_path}.min",
-                f"{float(role.min):g} is above the target {float(role.target):g}; "
-                "lower min or raise target",
-            )
-        yield from _duplicates(f"{role_path}.shapes", [str(shape.name) for shape in role.shapes])
-        for index, shape in enumerate(role.shapes):
-            yield from _shape_faults(f"{role_path}.shapes[{index}]", shape, levels, gpu_types)
-    pairs = set()
-    for index, band in enumerate(service.ratios):
-        band_path = f"{path}.ratios[{index}]"
-        for field in ("numerator", "denominator"):
-            if getattr(band, field) not in service.roles:
-                yield f"{band_path}.{field}", _unknown("role", getattr(band, field), service.roles)
-        if band.numerator == band.denominator:
-            yield f"{band_path}.denominator", "must be another role than the numerator"
-        if band.max is not None and band.min > band.max:
-            yield (
-                f"{band_path}.min",
-                f"{float(band.min):g} is above max {float(band.max):g}; no ratio is in the band",
-            )
-        pair = frozenset((band.numerator, band.denominator))
-        if pair in pairs:
-            yield band_path, "is a second band between the same roles; merge the two"
-        pairs.add(pair)
-
-
-def _shape_faults(
-    path: str, shape: Shape, levels: tuple[str, ...], gpu_types: set[str]
-) -> Iterator[Fault]:
-    if shape.level is not None and shape.level != NODE_LEVEL and shape.level not in levels:
-        yield f"{path}.level", _unknown("level", shape.level, {*levels, NODE_LEVEL})
-    for index, pod in enumerate(shape.pods):
-        if pod.gpu_type not in gpu_types:
-            yield f"{path}.pods[{index}].gpu_type", _unknown("GPU type", pod.gpu_type, gpu_types)
-    pods = sum(pod.count for pod in shape.pods)
-    if pods > MAX_PODS:
-        yield f"{path}.pods", f"{pods} pods in one instance, at most {MAX_PODS}"
-    if shape.level == NODE_LEVEL and len({pod.gpu_type for pod in shape.pods}) > 1:
-        yield f"{path}.level", "a node has one GPU type, the pods need several; use a level"
-
-
-def _running_faults(instance: Instance) -> Iterator[Fault]:
-    yield from _duplicates("running", [group.name for group in instance.running])
-    used: Counter[str] = Counter()
-    services = {service.name: service for service in instance.services}
-    nodes = {node.name: node for node in instance.nodes}
-    domains: dict[str, set[str]] = {level: set() for level in instance.levels}
-    if instance.running:
-        for node in instance.nodes:
-            for rank, domain in node.domains.items():
-                domains[rank].add(domain)
-    for index, group in enumerate(instance.running):
-        path = f"running[{index}]"
-        service = services.get(group.service)
-        if service is None:
-            yield f"{path}.service", _unknown("service", group.service, services)
-            return
-        level = service.affinity.required
-        if group.domain is not None:
-            if level is None:
-                yield f"{path}.domain", f"{group.service!r} has no required affinity; use null"
-            elif group.domain not in domains[level]:
-                yield f"{path}.domain", _unknown(f"{level} domain", group.domain, domains[level])
-        yield from _duplicates(f"{path}.instances", [str(each.name) for each in group.instances])
-        for number, running in enumerate(group.instances):
-            yield from _instance_faults(
-                f"{path}.instances[{number}]", running, service, nodes, used
-            )
-
-
-def _instance_faults(
-    path: str,
-    running: RunningInstance,
-    service: Service,
-    nodes: dict[str, Node],
-    used: Counter[str],
-) -> Iterator[Fault]:
-    role = service.roles.get(running.role)
-    if role is None:
-        yield f"{path}.role", _unknown("role", running.role, service.roles)
-        return
-    if running.shape not in role.shape_index:
-        yield f"{path}.shape", _unknown("shape", running.shape, role.shape_index)
-        return
-    pods = role.shapes[role.shape_index[running.shape]].pod_list
-    if len(pods) != len(running.nodes):
-        yield (
-            f"{path}.nodes",
-            f"names {len(running.nodes)} nodes, the shape has {len(pods)} pods; one node per pod",
-        )
-        return
-    for place, (name, (gpu_type, gpus)) in enumerate(zip(running.nodes, pods, strict=True)):
-        node = nodes.get(name)
-        if node is None:
-            yield f"{path}.nodes[{place}]", f"unknown node {name!r}; add it to nodes"
-            return
-        if node.gpu_type != gpu_type:
-            yield (
-                f"{path}.nodes[{place}]",
-                f"{name!r} has {node.gpu_type} GPUs, the pod needs {gpu_type}",
-            )
-        used[name] += gpus
-        if used[name] > node.gpus:
-            yield (
-                f"{path}.nodes[{place}]",
-                f"{name!r} has {node.gpus} GPUs, what runs there needs {used[name]}",
-            )

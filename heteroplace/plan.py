@@ -8,15 +8,8 @@ from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field, PlainSerializer
 
-from heteroplace.instance import (
-    MAX_BYTES,
-    Count,
-    Name,
-    Noun,
-    read_bytes,
-    refuse_duplicate_keys,
-    validated,
-)
+from heteroplace.files import MAX_BYTES, read_bytes, refuse_duplicate_keys, validated
+from heteroplace.instance import Count, Name, Noun
 from heteroplace.quantity import format_number
 
 Exact = Annotated[Fraction, PlainSerializer(format_number, when_used="json")]

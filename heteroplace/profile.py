@@ -10,7 +10,8 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field
 
 from heteroplace.errors import InputError
-from heteroplace.instance import Name, Noun, read_bytes, validated
+from heteroplace.files import read_bytes, validated
+from heteroplace.instance import Name, Noun
 
 SolverName = Literal["auto", "greedy", "greedy-pods", "cpsat", "milp", "highs"]
 

@@ -13,7 +13,8 @@ from functools import cached_property
 
 import networkx as nx
 
-from heteroplace.instance import NODE_LEVEL, Instance, RunningGroup, RunningInstance, Shape
+from heteroplace.faults import NODE_LEVEL
+from heteroplace.instance import Instance, RunningGroup, RunningInstance, Shape
 
 TIERS = ("low", "medium", "high")
 ROOT = 0
