@@ -2,58 +2,82 @@
 
 from __future__ import annotations
 
+import logging
 import time
 
 from heteroplace.formulation.program import Arrays, Ints, ProgramStep
 from heteroplace.profile import Profile
 from heteroplace.solve.cpsat import CpSatEngine
-from heteroplace.solve.engine import Answer
+from heteroplace.solve.engine import Answer, EngineMissingError
 from heteroplace.solve.highs import HighsEngine
+
+log = logging.getLogger("heteroplace")
 
 FIRST_SHARE = 0.7
 
 
 class Portfolio:
-    """Engine ``auto``."""
+    """Engine ``auto``: either engine may be missing, not both."""
 
     name = "HiGHS, then CP-SAT"
 
-    def __init__(self) -> None:
-        self._first = HighsEngine()
-        self._second = CpSatEngine()
-
     def load(self, arrays: Arrays, profile: Profile) -> None:
-        """Take the rows and bounds."""
+        """Take the rows and bounds; CP-SAT is loaded when it is first needed."""
         self._arrays = arrays
-        self._first.load(arrays, profile)
-        self._second.load(arrays, profile)
+        self._profile = profile
+        self._caps: list[tuple[ProgramStep, int]] = []
+        self._second: CpSatEngine | None = None
+        self._first: HighsEngine | None = HighsEngine()
+        try:
+            self._first.load(arrays, profile)
+        except EngineMissingError as error:
+            log.warning("%s", error)
+            self._first = None
+            self._load_second()
+
+    def _load_second(self) -> CpSatEngine:
+        if self._second is None:
+            engine = CpSatEngine()
+            engine.load(self._arrays, self._profile)
+            for step, value in self._caps:
+                engine.cap(step, value)
+            self._second = engine
+        return self._second
 
     def cap(self, step: ProgramStep, value: int) -> None:
         """Keep a step at or below a value."""
-        self._first.cap(step, value)
-        self._second.cap(step, value)
+        self._caps.append((step, value))
+        for engine in (self._first, self._second):
+            if engine is not None:
+                engine.cap(step, value)
 
     def minimise(self, step: ProgramStep, start: Ints | None, seconds: float | None) -> Answer:
         """Minimise a step."""
         began = time.monotonic()
-        first = self._first.minimise(
-            step, start, None if seconds is None else seconds * FIRST_SHARE
-        )
-        found = first.solution
-        if found is not None and not self._arrays.feasible(found):
-            found = None
-        best = start
-        if found is not None and (best is None or step.value(found) < step.value(best)):
-            best = found
+        first = Answer(None, None)
+        if self._first is not None:
+            share = None if seconds is None else seconds * FIRST_SHARE
+            first = self._first.minimise(step, start, share)
+        best = self._better(step, start, first.solution)
         if best is not None and first.bound is not None and step.value(best) <= first.bound:
             return Answer(best, first.bound)
         left = None if seconds is None else seconds - (time.monotonic() - began)
         if left is not None and left <= 0:
             return Answer(best, first.bound)
-        second = self._second.minimise(step, best, left)
+        try:
+            second = self._load_second().minimise(step, best, left)
+        except EngineMissingError as error:
+            if self._first is None:
+                raise
+            log.warning("%s", error)
+            return Answer(best, first.bound)
         known = [each for each in (first.bound, second.bound) if each is not None]
-        if second.solution is not None and (
-            best is None or step.value(second.solution) < step.value(best)
-        ):
-            best = second.solution
-        return Answer(best, max(known, default=None))
+        return Answer(self._better(step, best, second.solution), max(known, default=None))
+
+    def _better(self, step: ProgramStep, best: Ints | None, found: Ints | None) -> Ints | None:
+        """The better of two solutions; one that breaks a row after rounding does not count."""
+        if found is None or not self._arrays.feasible(found):
+            return best
+        if best is None or step.value(found) < step.value(best):
+            return found
+        return best
