@@ -49,11 +49,7 @@ def check(instance: Instance, plan: Plan) -> list[Violation]:
         If the plan names a node, service, group, role, shape or running instance that the
         instance does not have.
     """
-    state = _State(instance, plan)
-    violations: list[Violation] = []
-    for rule in _RULES:
-        violations.extend(rule(state))
-    return violations
+    return _violations(_State(instance, plan))
 
 
 def evaluate(instance: Instance, plan: Plan) -> Evaluation:
@@ -76,7 +72,21 @@ def evaluate(instance: Instance, plan: Plan) -> Evaluation:
     InputError
         As :func:`check`.
     """
+    return _evaluation(_State(instance, plan))
+
+
+def check_and_evaluate(instance: Instance, plan: Plan) -> tuple[list[Violation], Evaluation]:
+    """:func:`check` and :func:`evaluate` in one pass over the plan."""
     state = _State(instance, plan)
+    return _violations(state), _evaluation(state)
+
+
+def _violations(state: _State) -> list[Violation]:
+    return [violation for rule in _RULES for violation in rule(state)]
+
+
+def _evaluation(state: _State) -> Evaluation:
+    instance = state.instance
     roles = [
         _outcome(state, service, name) for service in instance.services for name in service.roles
     ]
@@ -131,6 +141,11 @@ class _Placed:
     def total(self) -> int:
         return sum(self.gpus)
 
+    @property
+    def whole(self) -> bool:
+        """Whether all pods are placed; a part of an instance delivers nothing."""
+        return len(self.nodes) == len(self.shape.pod_list)
+
 
 @dataclass(slots=True)
 class _Group:
@@ -148,11 +163,14 @@ class _Group:
     moved: list[_Placed] = field(default_factory=list)
     listed: Counter[str] = field(default_factory=Counter)
     given: PlanGroup | None = None
+    now: dict[str, Fraction] = field(default_factory=dict)
+    after: dict[str, Fraction] = field(default_factory=dict)
 
     def delivering(self) -> Iterator[_Placed]:
         yield from self.kept
-        yield from self.moved
-        yield from self.added
+        for each in (*self.moved, *self.added):
+            if each.whole:
+                yield each
 
 
 class _State:
@@ -180,8 +198,9 @@ class _State:
             self.groups[running.name] = group
         self.now: dict[tuple[str, str], Fraction] = defaultdict(Fraction)
         for group in self.groups.values():
-            for placed in group.ready:
-                self.now[group.service.name, placed.role] += placed.shape.capacity
+            group.now = _delivered(group.ready)
+            for name, capacity in group.now.items():
+                self.now[group.service.name, name] += capacity
         seen: set[str] = set()
         for index, given in enumerate(plan.groups):
             path = f"groups[{index}]"
@@ -198,8 +217,10 @@ class _State:
         self._by_service: dict[str, list[_Group]] = defaultdict(list)
         for group in self.groups.values():
             self._by_service[group.service.name].append(group)
-            for placed in group.delivering():
-                self.after[group.service.name, placed.role] += placed.shape.capacity
+            unchanged = len(group.kept) == len(group.ready) and not (group.added or group.moved)
+            group.after = group.now if unchanged else _delivered(group.delivering())
+            for name, capacity in group.after.items():
+                self.after[group.service.name, name] += capacity
         self.tiers = _tiers(instance)
 
     def _read_group(self, path: str, given: PlanGroup) -> None:
@@ -430,9 +451,16 @@ def _integrity(state: _State) -> Iterator[Violation]:
 
 
 def _delivered(placed: Iterable[_Placed]) -> dict[str, Fraction]:
-    total: dict[str, Fraction] = defaultdict(Fraction)
+    # Equal instances are counted first: exact fractions are slow to add one by one.
+    counts: Counter[tuple[str, int]] = Counter()
+    shapes: dict[tuple[str, int], Shape] = {}
     for each in placed:
-        total[each.role] += each.shape.capacity
+        key = (each.role, id(each.shape))
+        counts[key] += 1
+        shapes[key] = each.shape
+    total: dict[str, Fraction] = defaultdict(Fraction)
+    for key, count in counts.items():
+        total[key[0]] += count * shapes[key].capacity
     return total
 
 
@@ -457,7 +485,9 @@ def _missing(service: Service, delivered: dict[str, Fraction]) -> set[str]:
 def _ratio(state: _State) -> Iterator[Violation]:
     """Every group's delivered capacities are inside the band."""
     for group in state.groups.values():
-        now, after = _delivered(group.ready), _delivered(group.delivering())
+        now, after = group.now, group.after
+        if now is after:
+            continue
         for role in sorted(_missing(group.service, after) - _missing(group.service, now)):
             yield Violation(
                 constraint="ratio",
@@ -658,7 +688,7 @@ def _repairs(state: _State) -> dict[str, Fraction]:
                 amount["colocation"] += placed.total
             if not _in_one_domain(placed.nodes, _shape_level(placed.shape, state.instance)):
                 amount["integrity"] += placed.total
-        after = _delivered(group.delivering())
+        after = group.after
         for band, out in zip(service.ratios, _band_amounts(service, after), strict=True):
             amount["ratio"] += out * service.roles[band.numerator].gpus_per_capacity
         for role in _missing(service, after):
@@ -716,14 +746,16 @@ def _costs(state: _State) -> dict[str, Fraction]:
     amount = dict.fromkeys(
         ("rdma", "shape", "spill", "new_group", "fragmentation", "migration"), ZERO
     )
+    on_tier: Counter[str] = Counter()
+    in_shape: Counter[tuple[str, str, int]] = Counter()
     for group in state.groups.values():
         level = group.service.affinity.preferred
         homes = _homes(group, level) if level is not None else set()
         for placed in group.delivering():
             for node, gpus in zip(placed.nodes, placed.gpus, strict=True):
-                amount["rdma"] += gpus * getattr(prices, state.tiers[node.name])
-            role = group.service.roles[placed.role]
-            amount["shape"] += role.shape_cost(role.shape_index[str(placed.shape.name)])
+                on_tier[state.tiers[node.name]] += gpus
+            index = group.service.roles[placed.role].shape_index[str(placed.shape.name)]
+            in_shape[group.service.name, placed.role, index] += 1
             if level is not None and not (
                 _in_one_domain(placed.nodes, level)
                 and placed.nodes
@@ -733,6 +765,10 @@ def _costs(state: _State) -> dict[str, Fraction]:
         if group.new and group.added:
             amount["new_group"] += 1
         amount["migration"] += len(group.moved)
+    for tier, gpus in on_tier.items():
+        amount["rdma"] += gpus * getattr(prices, tier)
+    for (name, role, index), count in in_shape.items():
+        amount["shape"] += count * state.services[name].roles[role].shape_cost(index)
     before = state.used("ready", "draining")
     broken = {
         node.name

@@ -12,7 +12,7 @@ from typing import Literal
 
 import numpy as np
 
-from heteroplace.check import check, evaluate
+from heteroplace.check import check_and_evaluate
 from heteroplace.decision import Decision
 from heteroplace.formulation import Model, build, extract, hint
 from heteroplace.formulation.program import LateError
@@ -134,8 +134,8 @@ class _Run:
         """Name a decision's nodes, check and evaluate it."""
         began = time.monotonic()
         plan = decision.plan(self.tree)
-        violations = check(self.instance, plan)
-        candidate = _Candidate(plan, evaluate(self.instance, plan), violations)
+        violations, evaluation = check_and_evaluate(self.instance, plan)
+        candidate = _Candidate(plan, evaluation, violations)
         self.timed("assign", began)
         return candidate
 
