@@ -6,9 +6,10 @@ Nothing here is shared with the formulation or the greedy, so that a mistake the
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
+from functools import cached_property
 from math import gcd, lcm
 
 from heteroplace.errors import InputError
@@ -255,23 +256,24 @@ class _State:
         for kind in ("kept", "removed", "moved"):
             entries: tuple[PlacedInstance | MovedInstance, ...] = getattr(given, kind)
             for index, entry in enumerate(entries):
-                where = f"{path}.{kind}[{index}]"
-                placed = self._resolve(where, service, entry)
-                running = ready.get(placed.name) or draining.get(placed.name)
+                name = entry.name or ""
+                running = ready.get(name) or draining.get(name)
                 if running is None:
                     raise InputError(
-                        f"{where}.name", f"no running instance {entry.name!r} in {given.name!r}"
+                        f"{path}.{kind}[{index}].name",
+                        f"no running instance {entry.name!r} in {given.name!r}",
                     )
-                if (running.role, running.shape) != (placed.role, placed.shape):
+                if (running.role, running.shape.name) != (entry.role, entry.shape):
                     raise InputError(
-                        where, f"{entry.name!r} runs as {running.role}/{running.shape.name}"
+                        f"{path}.{kind}[{index}]",
+                        f"{entry.name!r} runs as {running.role}/{running.shape.name}",
                     )
-                group.listed[placed.name] += 1
+                group.listed[name] += 1
                 running.given = entry
                 if kind == "removed":
                     group.removed.append(running)
                 elif kind == "moved":
-                    group.moved.append(placed)
+                    group.moved.append(self._resolve(f"{path}.moved[{index}]", service, entry))
 
     def _resolve(self, path: str, service: Service, given: PlacedInstance) -> _Placed:
         role = service.roles.get(given.role)
@@ -302,16 +304,30 @@ class _State:
     def of_service(self, service: Service) -> list[_Group]:
         return self._by_service[service.name]
 
-    def used(self, *kinds: str) -> Counter[str]:
-        """GPUs per node of the named lists of every group."""
-        used: Counter[str] = Counter()
+    @cached_property
+    def before(self) -> Counter[str]:
+        """GPUs per node of what runs now."""
+        return self._used("ready", "draining")
+
+    @cached_property
+    def staying(self) -> Counter[str]:
+        """GPUs per node of what stays."""
+        return self._used("kept", "draining")
+
+    @cached_property
+    def arriving(self) -> Counter[str]:
+        """GPUs per node of what arrives."""
+        return self._used("added", "moved")
+
+    def _used(self, *kinds: str) -> Counter[str]:
+        used: dict[str, int] = defaultdict(int)
         for group in self.groups.values():
             for kind in kinds:
                 placed: _Placed
                 for placed in getattr(group, kind):
                     for node, gpus in zip(placed.nodes, placed.gpus, strict=True):
                         used[node.name] += gpus
-        return used
+        return Counter(used)
 
 
 def _main_domain(group: _Group, level: str) -> str:
@@ -343,7 +359,9 @@ def _tiers(instance: Instance) -> dict[str, str]:
     return tiers
 
 
-def _in_one_domain(nodes: Iterable[Node], level: str) -> bool:
+def _in_one_domain(nodes: Sequence[Node], level: str) -> bool:
+    if len(nodes) <= 1:
+        return True
     if level == NODE_LEVEL:
         return len({node.name for node in nodes}) <= 1
     return len({node.domains[level] for node in nodes}) <= 1
@@ -388,7 +406,7 @@ def _capacity(state: _State) -> Iterator[Violation]:
                     message=f"{group.name}: a {placed.role} pod of shape {placed.shape.name} "
                     f"takes {needed} GPUs, the plan says {gpus}",
                 )
-    staying = state.used("kept", "draining")
+    staying = state.staying
     for name in arriving:
         node = state.nodes[name]
         if not node.schedulable:
@@ -587,10 +605,8 @@ def _no_reuse(state: _State) -> Iterator[Violation]:
     """GPUs freed in a cycle are not used in the same cycle."""
     if state.instance.cycle.reuse_freed:
         return
-    before = state.used("ready", "draining")
-    arriving = state.used("added", "moved")
-    staying = state.used("kept", "draining")
-    for name, gpus in arriving.items():
+    before, staying = state.before, state.staying
+    for name, gpus in state.arriving.items():
         node = state.nodes[name]
         limit = node.gpus - node.reserved
         if staying[name] + gpus <= limit < before[name] + gpus:
@@ -677,7 +693,7 @@ def _repairs(state: _State) -> dict[str, Fraction]:
     amount = dict.fromkeys(
         ("capacity", "colocation", "integrity", "ratio", "target", "limits"), ZERO
     )
-    for name, used in state.used("kept", "draining", "added", "moved").items():
+    for name, used in (state.staying + state.arriving).items():
         node = state.nodes[name]
         amount["capacity"] += max(0, used - (node.gpus - node.reserved))
     for group in state.groups.values():
@@ -686,7 +702,9 @@ def _repairs(state: _State) -> dict[str, Fraction]:
         for placed in group.kept:
             if not _inside(placed, level, group.domain):
                 amount["colocation"] += placed.total
-            if not _in_one_domain(placed.nodes, _shape_level(placed.shape, state.instance)):
+            if len(placed.nodes) > 1 and not _in_one_domain(
+                placed.nodes, _shape_level(placed.shape, state.instance)
+            ):
                 amount["integrity"] += placed.total
         after = group.after
         for band, out in zip(service.ratios, _band_amounts(service, after), strict=True):
@@ -769,7 +787,7 @@ def _costs(state: _State) -> dict[str, Fraction]:
         amount["rdma"] += gpus * getattr(prices, tier)
     for (name, role, index), count in in_shape.items():
         amount["shape"] += count * state.services[name].roles[role].shape_cost(index)
-    before = state.used("ready", "draining")
+    before = state.before
     broken = {
         node.name
         for _, placed in state.placed_now()

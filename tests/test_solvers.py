@@ -179,9 +179,9 @@ def whole(instance: Instance) -> Data:
     data: Data = json.loads(instance.model_dump_json(by_alias=True))
     data["rdma"] = instance.rdma_levels.model_dump()
     view = TreeView(instance)
-    for group, given in zip(instance.running, data["running"], strict=True):
+    for group, entry in zip(instance.running, data["running"], strict=True):
         if instance.services[instance.service_index[group.service]].affinity.required:
-            given["domain"] = view.domains[view.group_domain(group)].name
+            entry["domain"] = view.domains[view.group_domain(group)].name
     return data
 
 

@@ -45,6 +45,8 @@ from heteroplace.topology import TreeView
 
 log = logging.getLogger("heteroplace")
 
+NAMING_EFFORT = 20
+
 ENGINES: dict[str, Callable[[Profile], Engine]] = {
     "auto": lambda profile: Portfolio(),
     "highs": lambda profile: HighsEngine(),
@@ -109,6 +111,8 @@ class _Run:
         began = time.monotonic()
         self.tree = TreeView(self.instance)
         self.timed("build", began)
+        # Naming and checking an instance takes about that many times as long as reading a node.
+        self.pace = NAMING_EFFORT * self.seconds["build"] / len(self.instance.nodes)
         if self.profile.solver == "greedy-pods":
             return self.result(self.judged(self.heuristic(greedy_pods)))
         decision = self.heuristic(greedy)
@@ -124,9 +128,13 @@ class _Run:
             best = self.improved(decision, best)
         return self.result(best)
 
-    def heuristic(self, method: Callable[[TreeView, float | None], Decision]) -> Decision:
+    def heuristic(self, method: Callable[[TreeView, float | None, float], Decision]) -> Decision:
         began = time.monotonic()
-        decision = method(self.tree, self.deadline)
+        deadline = self.deadline
+        if deadline is not None:
+            running = sum(len(group.instances) for group in self.instance.running)
+            deadline -= self.pace * running
+        decision = method(self.tree, deadline, self.pace)
         self.timed("solve", began)
         return decision
 

@@ -21,7 +21,7 @@ ZERO = Fraction(0)
 HIGHEST = len(TIERS) - 1
 
 
-def greedy(tree: TreeView, deadline: float | None = None) -> Decision:
+def greedy(tree: TreeView, deadline: float | None = None, pace: float = 0.0) -> Decision:
     """Place one cycle greedily, P and D together.
 
     Parameters
@@ -30,23 +30,25 @@ def greedy(tree: TreeView, deadline: float | None = None) -> Decision:
         The view; not changed.
     deadline
         ``time.monotonic()`` at which it stops with what it has; null for none.
+    pace
+        Seconds that naming and checking will take for each instance that it places.
 
     Returns
     -------
     Decision
         Always valid.
     """
-    return _Greedy(tree, deadline).run()
+    return _Greedy(tree, deadline, pace).run()
 
 
-def greedy_pods(tree: TreeView, deadline: float | None = None) -> Decision:
+def greedy_pods(tree: TreeView, deadline: float | None = None, pace: float = 0.0) -> Decision:
     """Place one cycle by the listing of Algorithm 4: pod by pod, roles apart.
 
     Parameters
     ----------
     tree
         The view; not changed.
-    deadline
+    deadline, pace
         As in :func:`greedy`.
 
     Returns
@@ -54,7 +56,7 @@ def greedy_pods(tree: TreeView, deadline: float | None = None) -> Decision:
     Decision
         May break ``ratio`` and ``integrity``.
     """
-    return _GreedyPods(tree, deadline).run()
+    return _GreedyPods(tree, deadline, pace).run()
 
 
 @dataclass(slots=True)
@@ -165,8 +167,10 @@ class _Demand:
 class _Base:
     """The ledger both greedies work on: free GPUs, groups and demands of one cycle."""
 
-    def __init__(self, tree: TreeView, deadline: float | None) -> None:
+    def __init__(self, tree: TreeView, deadline: float | None, pace: float) -> None:
         self.tree = tree
+        self.pace = pace
+        self.placed = 0
         self.instance = tree.instance
         self.deadline = deadline
         self.decision = Decision()
@@ -215,7 +219,9 @@ class _Base:
                 self.demands[key] = _Demand(role.target, now.get(key, ZERO))
 
     def late(self) -> bool:
-        return self.deadline is not None and time.monotonic() >= self.deadline
+        if self.deadline is None:
+            return False
+        return time.monotonic() + self.pace * self.placed >= self.deadline
 
     def by_priority(self) -> list[Service]:
         return sorted(self.instance.services, key=lambda service: -service.priority)
@@ -509,6 +515,7 @@ class _Greedy(_Base):
 
     def _count(self, group: _Group, member: _Member, sign: int) -> None:
         demand = self.demands[group.service.name, member.role]
+        self.placed += sign
         demand.added += sign * self.shape(group.service, member).capacity
         demand.shapes[member.shape] = demand.shapes.get(member.shape, 0) + sign
 
@@ -611,6 +618,7 @@ class _GreedyPods(_Base):
 
     def settle(self, group: _Group, role: str, shape: int, nodes: tuple[int, ...]) -> None:
         capacity = group.service.roles[role].shapes[shape].capacity
+        self.placed += 1
         group.add(_Member(role, shape, nodes, None), capacity)
         demand = self.demands[group.service.name, role]
         demand.added += capacity
