@@ -35,6 +35,16 @@ class CpSatEngine:
         self._model: Any = None
         _cp_model()
 
+    def improve(self, step: ProgramStep, start: Ints | None, seconds: float | None) -> Ints | None:
+        """Minimise a step without proof."""
+        return self.minimise(step, start, seconds).solution
+
+    def relax(
+        self, step: ProgramStep, caps: list[tuple[ProgramStep, int]], seconds: float | None
+    ) -> int | None:
+        """No bound of its own: CP-SAT's proofs stay independent of floating-point solvers."""
+        return None
+
     def cap(self, step: ProgramStep, value: int) -> None:
         """Keep a step at or below a value."""
         if len(step.columns):
@@ -62,6 +72,7 @@ class CpSatEngine:
         solver.parameters.random_seed = self._profile.seed
         solver.parameters.num_workers = self._profile.threads or WORKERS
         solver.parameters.interleave_search = self._profile.deterministic
+        solver.parameters.catch_sigint_signal = False  # Ctrl-C belongs to the caller
         status = solver.solve(model)
         if status not in (cp_model.OPTIMAL, cp_model.FEASIBLE):
             bound = None

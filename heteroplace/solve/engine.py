@@ -21,6 +21,12 @@ T = TypeVar("T")
 
 PROVEN_GAP = Fraction(1, 10**6)
 GRACE = 0.05
+LARGE = 2000
+MERGED_SHARE = 0.4
+RELAXATION_SHARE = 0.3
+STEP_SHARE = 0.5
+DOMINANCE = 300.0
+MERGED_SCALE = 100
 
 
 class EngineMissingError(RuntimeError):
@@ -56,6 +62,14 @@ class Engine(Protocol):
 
     def minimise(self, step: ProgramStep, start: Ints | None, seconds: float | None) -> Answer:
         """Minimise a step within a time, from a start if there is one."""
+
+    def improve(self, step: ProgramStep, start: Ints | None, seconds: float | None) -> Ints | None:
+        """Look for a good solution of a step, without proof."""
+
+    def relax(
+        self, step: ProgramStep, caps: list[tuple[ProgramStep, int]], seconds: float | None
+    ) -> int | None:
+        """Lower bound of a step by the linear relaxation, with steps capped for this call only."""
 
     def cap(self, step: ProgramStep, value: int) -> None:
         """From now on keep a step at or below a value in units."""
@@ -104,6 +118,10 @@ def walk_steps(
 ) -> Walk:
     """Minimise the steps in order, each without worsening the ones before.
 
+    A large program is first improved on all steps at once, weighted; then every step gets the
+    bound of its linear relaxation, so that the result has one even when the time runs out early;
+    then the steps are minimised one by one.
+
     Parameters
     ----------
     engine
@@ -117,37 +135,123 @@ def walk_steps(
     deadline
         ``time.monotonic()`` at which to stop; null for none.
     """
-    best = start
-    outcomes: list[StepOutcome] = []
-    late = False
-    caps: list[tuple[ProgramStep, int]] = []
-    for step in steps:
-        floor = _floor(step, arrays)
-        value = None if best is None else step.value(best)
-        outcome = StepOutcome(value, floor)
-        if not outcome.proven and not late:
-            seconds = None if deadline is None else deadline - time.monotonic()
-            if seconds is not None and seconds <= 0:
-                late = True
-            else:
-                answer = engine.minimise(step, best, seconds)
-                if answer.bound is not None:
-                    outcome.bound = max(floor, answer.bound)
-                found = answer.solution
-                if (
-                    found is not None
-                    and _acceptable(found, arrays, caps)
-                    and (value is None or step.value(found) < value)
-                ):
-                    best, outcome.value = found, step.value(found)
-                late = deadline is not None and time.monotonic() >= deadline
-        outcomes.append(outcome)
-        if outcome.value is None:
-            outcomes.extend(StepOutcome(None, None) for _ in steps[len(outcomes) :])
-            break
-        caps.append((step, outcome.value))
-        engine.cap(step, outcome.value)
-    return Walk(best, outcomes, late)
+    walker = _Walker(engine, arrays, steps, start, deadline)
+    walker.improve_all_at_once()
+    walker.bound_all()
+    walker.minimise_in_order()
+    return Walk(walker.best, walker.outcomes, walker.late)
+
+
+class _Walker:
+    def __init__(
+        self,
+        engine: Engine,
+        arrays: Arrays,
+        steps: list[ProgramStep],
+        start: Ints | None,
+        deadline: float | None,
+    ) -> None:
+        self.engine = engine
+        self.arrays = arrays
+        self.steps = steps
+        self.deadline = deadline
+        self.late = False
+        self.best: Ints | None = None
+        self.outcomes = [StepOutcome(None, _floor(step, arrays)) for step in steps]
+        self.offer(start)
+
+    def seconds(self, share: float) -> float | None:
+        """A share of the time that is left; 0 and ``late`` when there is none."""
+        if self.deadline is None:
+            return None
+        left = self.deadline - time.monotonic()
+        self.late = left <= 0
+        return max(0.0, left) * share
+
+    def offer(self, found: Ints | None) -> None:
+        """Take a solution if it keeps all rows and is better in the order of the steps."""
+        if found is None:
+            return
+        if not self.arrays.feasible(found):
+            broken = len(self.arrays.broken_rows(found))
+            log.info("an engine's solution breaks %d rows after rounding", broken)
+            return
+        values = [step.value(found) for step in self.steps]
+        if self.best is None or values < [step.value(self.best) for step in self.steps]:
+            self.best = found
+            for outcome, value in zip(self.outcomes, values, strict=True):
+                outcome.value = value
+
+    def open_steps(self) -> list[int]:
+        """Steps that are not proven."""
+        return [index for index, outcome in enumerate(self.outcomes) if not outcome.proven]
+
+    def improve_all_at_once(self) -> None:
+        """Minimise one weighted sum of the steps; what it finds is a start, not a proof."""
+        if len(self.arrays.lower) < LARGE or not self.open_steps():
+            return
+        seconds = self.seconds(MERGED_SHARE)
+        if not self.late:
+            merged = _merged(self.steps, self.arrays)
+            self.offer(self.engine.improve(merged, self.best, seconds))
+
+    def bound_all(self) -> None:
+        """Give every open step the bound of its linear relaxation."""
+        if self.best is None:
+            return
+        for index in self.open_steps():
+            seconds = self.seconds(RELAXATION_SHARE)
+            if self.late:
+                return
+            self.raise_bound(index, self.engine.relax(self.steps[index], self.caps(index), seconds))
+
+    def caps(self, index: int) -> list[tuple[ProgramStep, int]]:
+        """The steps before one, with the values they have reached."""
+        return [
+            (step, outcome.value)
+            for step, outcome in zip(self.steps[:index], self.outcomes, strict=False)
+            if outcome.value is not None
+        ]
+
+    def raise_bound(self, index: int, bound: int | None) -> None:
+        outcome = self.outcomes[index]
+        if bound is not None and (outcome.bound is None or bound > outcome.bound):
+            outcome.bound = bound
+
+    def minimise_in_order(self) -> None:
+        for index, (step, outcome) in enumerate(zip(self.steps, self.outcomes, strict=True)):
+            before = self.best
+            if not outcome.proven:
+                later = any(place > index for place in self.open_steps())
+                seconds = self.seconds(STEP_SHARE if later else 1.0)
+                if not self.late:
+                    answer = self.engine.minimise(step, self.best, seconds)
+                    self.offer(answer.solution)
+                    self.raise_bound(index, answer.bound)
+                    self.seconds(1.0)
+            if outcome.value is None:
+                for unknown in self.outcomes[index + 1 :]:
+                    unknown.bound = None
+                return
+            self.engine.cap(step, outcome.value)
+            if self.best is not before:
+                # What is best for this step may be arbitrarily bad for the ones after it.
+                self.improve_all_at_once()
+
+
+def _merged(steps: list[ProgramStep], arrays: Arrays) -> ProgramStep:
+    """One step whose minimum is close to the lexicographic one.
+
+    A step counts twice as much as the next one, and ``DOMINANCE`` times as much as the last:
+    larger factors would be truer to the order but leave an engine without precision.
+    """
+    total = np.zeros(len(arrays.lower))
+    for place, step in enumerate(reversed(steps)):
+        weight = DOMINANCE ** min(place, 1) * 2.0 ** max(0, place - 1)
+        total[step.columns] += step.coefficients * float(step.unit) * weight
+    whole = np.rint(total * MERGED_SCALE).astype(np.int64)
+    columns = np.flatnonzero(whole)
+    return ProgramStep("all", columns, whole[columns], 0, Fraction(1), exact=False)
 
 
 def _floor(step: ProgramStep, arrays: Arrays) -> int:
@@ -155,15 +259,6 @@ def _floor(step: ProgramStep, arrays: Arrays) -> int:
     low = arrays.lower[step.columns].astype(object) * step.coefficients
     high = arrays.upper[step.columns].astype(object) * step.coefficients
     return step.constant + int(np.minimum(low, high).sum())
-
-
-def _acceptable(found: Ints, arrays: Arrays, caps: list[tuple[ProgramStep, int]]) -> bool:
-    if not arrays.feasible(found):
-        log.info(
-            "an engine's solution breaks %d rows after rounding", len(arrays.broken_rows(found))
-        )
-        return False
-    return all(step.value(found) <= value for step, value in caps)
 
 
 def rounded(values: object) -> Ints:
@@ -187,7 +282,7 @@ def within(seconds: float | None, work: Callable[[], T]) -> T | None:
         except BaseException as error:
             failure.append(error)
 
-    thread = threading.Thread(target=run, name="heteroplace-engine", daemon=True)
+    thread = threading.Thread(target=run, name="heteroplace-engine")
     thread.start()
     thread.join(None if seconds is None else seconds + GRACE)
     if failure:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import time
 from math import ceil
 from typing import Any
 
@@ -12,6 +14,7 @@ from heteroplace.profile import Profile
 from heteroplace.solve.engine import Answer, EngineMissingError, rounded, within
 
 LARGEST_COST = 1e6
+ROUGH_GAP = 1e-3
 
 
 def _highspy() -> Any:
@@ -34,6 +37,32 @@ class HighsEngine:
         self._caps: list[tuple[ProgramStep, int]] = []
         _highspy()
 
+    def improve(self, step: ProgramStep, start: Ints | None, seconds: float | None) -> Ints | None:
+        """Minimise over the columns that the linear relaxation or the start uses."""
+        return within(seconds, lambda: self._improve(step, start, seconds))
+
+    def _improve(self, step: ProgramStep, start: Ints | None, seconds: float | None) -> Ints | None:
+        began = time.monotonic()
+        solver, _ = make_model(self._arrays, self._caps, step, self._profile, seconds, relaxed=True)
+        solver.run()
+        if solver.getModelStatus() != _highspy().HighsModelStatus.kOptimal:
+            return None
+        used = np.asarray(solver.getSolution().col_value) > 1e-9
+        if start is not None:
+            used |= start > 0
+        upper = np.where(used, self._arrays.upper, np.maximum(self._arrays.lower, 0))
+        restricted = dataclasses.replace(self._arrays, upper=upper)
+        left = None if seconds is None else seconds - (time.monotonic() - began)
+        solver, _ = make_model(restricted, self._caps, step, self._profile, left)
+        solver.setOptionValue("mip_rel_gap", ROUGH_GAP)
+        return self._run(solver, start)
+
+    def relax(
+        self, step: ProgramStep, caps: list[tuple[ProgramStep, int]], seconds: float | None
+    ) -> int | None:
+        """Lower bound of a step by the linear relaxation."""
+        return relaxation_bound(self._arrays, caps, step, self._profile, seconds)
+
     def cap(self, step: ProgramStep, value: int) -> None:
         """Keep a step at or below a value."""
         if len(step.columns):
@@ -44,21 +73,24 @@ class HighsEngine:
         return within(seconds, lambda: self._minimise(step, start, seconds)) or Answer(None, None)
 
     def _minimise(self, step: ProgramStep, start: Ints | None, seconds: float | None) -> Answer:
-        highspy = _highspy()
         solver, scale = make_model(self._arrays, self._caps, step, self._profile, seconds)
+        found = self._run(solver, start)
+        if solver.getModelStatus() == _highspy().HighsModelStatus.kInfeasible:
+            return Answer(None, None)
+        return Answer(found, whole_bound(solver.getInfo().mip_dual_bound / scale, step))
+
+    def _run(self, solver: Any, start: Ints | None) -> Ints | None:
+        """Run from a start; the solution, null when there is none."""
+        highspy = _highspy()
         if start is not None:
             solution = highspy.HighsSolution()
             solution.col_value = start.astype(float)
             solver.setSolution(solution)
         solver.run()
-        status = solver.getModelStatus()
-        if status == highspy.HighsModelStatus.kInfeasible:
-            return Answer(None, None)
-        info = solver.getInfo()
-        found = None
-        if info.primal_solution_status == highspy.SolutionStatus.kSolutionStatusFeasible:
-            found = rounded(solver.getSolution().col_value)
-        return Answer(found, whole_bound(info.mip_dual_bound / scale, step))
+        status = solver.getInfo().primal_solution_status
+        if status != highspy.SolutionStatus.kSolutionStatusFeasible:
+            return None
+        return rounded(solver.getSolution().col_value)
 
 
 def relaxation_bound(

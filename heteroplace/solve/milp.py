@@ -17,7 +17,6 @@ from heteroplace.solve.highs import relaxation_bound, whole_bound
 
 DEFAULT = "HiGHS"
 SHORT = {"CBC": "COIN_CMD"}
-RELAXATION_SHARE = 0.3
 
 
 def _pulp() -> Any:
@@ -56,6 +55,16 @@ class MilpEngine:
                 f"PuLP's engine {self._engine} is not installed; install it or use one of {known}"
             )
 
+    def improve(self, step: ProgramStep, start: Ints | None, seconds: float | None) -> Ints | None:
+        """Minimise a step without proof."""
+        return self.minimise(step, start, seconds).solution
+
+    def relax(
+        self, step: ProgramStep, caps: list[tuple[ProgramStep, int]], seconds: float | None
+    ) -> int | None:
+        """Lower bound of a step by the linear relaxation, which HiGHS solves for every engine."""
+        return relaxation_bound(self._arrays, caps, step, self._profile, seconds)
+
     def cap(self, step: ProgramStep, value: int) -> None:
         """Keep a step at or below a value."""
         if len(step.columns):
@@ -63,20 +72,10 @@ class MilpEngine:
 
     def minimise(self, step: ProgramStep, start: Ints | None, seconds: float | None) -> Answer:
         """Minimise a step."""
-        began = time.monotonic()
-        bound = None
-        if self._engine != DEFAULT:
-            share = None if seconds is None else seconds * RELAXATION_SHARE
-            bound = relaxation_bound(self._arrays, self._caps, step, self._profile, share)
-        left = None if seconds is None else seconds - (time.monotonic() - began)
-        if left is not None and left <= 0:
-            return Answer(None, bound)
-        answer = within(left, lambda: self._minimise(step, start, left))
+        answer = within(seconds, lambda: self._minimise(step, start, seconds))
         if answer is None:
             self._problem = None
-            return Answer(None, bound)
-        known = [each for each in (bound, answer.bound) if each is not None]
-        return Answer(answer.solution, max(known, default=None))
+        return answer or Answer(None, None)
 
     def _minimise(self, step: ProgramStep, start: Ints | None, seconds: float | None) -> Answer:
         pulp = _pulp()

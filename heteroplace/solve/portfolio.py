@@ -44,6 +44,17 @@ class Portfolio:
             self._second = engine
         return self._second
 
+    def improve(self, step: ProgramStep, start: Ints | None, seconds: float | None) -> Ints | None:
+        """Minimise a step without proof."""
+        engine = self._first or self._load_second()
+        return engine.improve(step, start, seconds)
+
+    def relax(
+        self, step: ProgramStep, caps: list[tuple[ProgramStep, int]], seconds: float | None
+    ) -> int | None:
+        """Lower bound of a step by the linear relaxation."""
+        return None if self._first is None else self._first.relax(step, caps, seconds)
+
     def cap(self, step: ProgramStep, value: int) -> None:
         """Keep a step at or below a value."""
         self._caps.append((step, value))
