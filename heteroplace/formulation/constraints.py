@@ -296,22 +296,34 @@ def _band_rows(
     """
     numerator, n_constant = delivered(model, candidate, band.numerator)
     denominator, d_constant = delivered(model, candidate, band.denominator)
-    n_grain = model.demands[candidate.service, band.numerator].grain
-    d_grain = model.demands[candidate.service, band.denominator].grain
-    ends = [band.min] + ([] if band.max is None else [band.max])
-    scale = lcm(n_grain.denominator, *((end * d_grain).denominator for end in ends))
-    n_unit = int(n_grain * scale)
+    scale, n_unit, ends = _band_units(model, candidate.service, band)
 
-    def side(end: Fraction, sign: int) -> tuple[Terms, int]:
-        d_unit = int(end * d_grain * scale)
+    def side(d_unit: int, sign: int) -> tuple[Terms, int]:
         terms = [(column, sign * n_unit * count) for column, count in numerator]
         terms += [(column, -sign * d_unit * count) for column, count in denominator]
         return terms, sign * (n_unit * n_constant - d_unit * d_constant)
 
-    low = side(band.min, -1)
-    high = None if band.max is None else side(band.max, 1)
+    low = side(ends[0], -1)
+    high = side(ends[1], 1) if len(ends) > 1 else None
     now = max(0, low[1], 0 if high is None else high[1])
     return low, high, now, scale
+
+
+def _band_units(model: Model, service: int, band: RatioBand) -> tuple[int, int, tuple[int, ...]]:
+    """What a capacity of 1, a grain of the numerator and one of the denominator are in integers.
+
+    The last is given for each end of the band, multiplied by it.
+    """
+    key = (service, band.numerator, band.denominator)
+    units = model.band_units.get(key)
+    if units is None:
+        n_grain = model.demands[service, band.numerator].grain
+        d_grain = model.demands[service, band.denominator].grain
+        ends = [end * d_grain for end in (band.min, band.max) if end is not None]
+        scale = lcm(n_grain.denominator, *(end.denominator for end in ends))
+        units = (scale, int(n_grain * scale), tuple(int(end * scale) for end in ends))
+        model.band_units[key] = units
+    return units
 
 
 def _add_band(model: Model, candidate: Candidate, band: RatioBand) -> None:

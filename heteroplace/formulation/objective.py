@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable, Iterator
 from fractions import Fraction
 
@@ -18,17 +17,23 @@ class Amount:
     """A linear expression with rational coefficients."""
 
     def __init__(self) -> None:
-        self.terms: dict[int, Fraction] = defaultdict(Fraction)
+        self.terms: dict[int, Fraction | int] = {}
         self.constant = ZERO
 
     def add(self, column: int, value: Fraction | int) -> None:
         """Add a term."""
-        self.terms[column] += value
+        terms = self.terms
+        terms[column] = terms[column] + value if column in terms else value
 
     def include(self, other: Amount, weight: Fraction) -> None:
         """Add another expression, weighted."""
+        if not weight:
+            return
+        # Few values occur, in many columns; exact products are slow to take one by one.
+        product = {value: weight * value for value in set(other.terms.values())}
+        terms = self.terms
         for column, value in other.terms.items():
-            self.terms[column] += weight * value
+            terms[column] = terms[column] + product[value] if column in terms else product[value]
         self.constant += weight * other.constant
 
 
@@ -74,11 +79,15 @@ def rdma(model: Model) -> Amount:
 def shape(model: Model) -> Amount:
     """Cost of the shapes, their rank by default."""
     amount = Amount()
+    cost = {
+        (index, name, place): role.shape_cost(place)
+        for index, service in enumerate(model.instance.services)
+        for name, role in service.roles.items()
+        for place in range(len(role.shapes))
+    }
     for placement in model.placements:
         service = model.candidates[placement.candidate].service
-        amount.add(
-            placement.column, model.role(service, placement.role).shape_cost(placement.shape)
-        )
+        amount.add(placement.column, cost[service, placement.role, placement.shape])
     for (group, role), members in model.ready_of.items():
         served = model.role(model.service_of_group(group), role)
         amount.constant += sum((served.shape_cost(place) for _, place in members), ZERO)

@@ -116,14 +116,16 @@ class Program:
         if self.deadline is not None and time.monotonic() > self.deadline:
             raise LateError
 
-    def step(self, name: str, terms: Mapping[int, Fraction], constant: Fraction) -> None:
+    def step(self, name: str, terms: Mapping[int, Fraction | int], constant: Fraction) -> None:
         """Add an objective step with rational coefficients."""
         values = {column: value for column, value in terms.items() if value}
-        scale = lcm(constant.denominator, *(value.denominator for value in values.values()))
+        distinct = set(values.values())
+        scale = lcm(constant.denominator, *(value.denominator for value in distinct))
         exact = scale <= FINEST_SCALE
         if not exact:
             scale = FINEST_SCALE
-        whole = {column: round(value * scale) for column, value in values.items()}
+        scaled = {value: round(value * scale) for value in distinct}
+        whole = {column: scaled[value] for column, value in values.items()}
         offset = round(constant * scale)
         divisor = gcd(offset, *whole.values()) or 1
         self.steps.append(

@@ -210,6 +210,10 @@ class Model:
     absences: list[tuple[int, int, Terms, int]] = field(default_factory=list)
     repair_terms: dict[int, Fraction] = field(default_factory=dict)
     repair_constant: Fraction = ZERO
+    band_units: dict[tuple[int, str, str], tuple[int, int, tuple[int, ...]]] = field(
+        default_factory=dict
+    )
+    _fits: dict[tuple[Footprint, int], bool] = field(default_factory=dict)
     _rooms: dict[tuple[int, int], int] = field(default_factory=dict)
 
     def derive(self, column: int, terms: Terms, constant: int = 0, *, switch: bool = False) -> None:
@@ -257,12 +261,18 @@ class Model:
 
     def fits(self, wanted: Footprint, domain: int) -> bool:
         """Whether the domain has a place where every block fits a node."""
-        return any(
-            all(
-                self.largest_free(block.gpu_type, place) >= block.gpus for block, _ in wanted.blocks
+        key = (wanted, domain)
+        known = self._fits.get(key)
+        if known is None:
+            known = any(
+                all(
+                    self.largest_free(block.gpu_type, place) >= block.gpus
+                    for block, _ in wanted.blocks
+                )
+                for place in self.places(wanted, domain)
             )
-            for place in self.places(wanted, domain)
-        )
+            self._fits[key] = known
+        return known
 
     def places(self, wanted: Footprint, domain: int) -> list[int]:
         """Domains that may hold all blocks of one instance bound to a domain."""
