@@ -311,6 +311,8 @@ class Result(Noun):
 
     Parameters
     ----------
+    schema_
+        Version of the format, ``schema`` in JSON: 1.
     status
         ``optimal`` when every step is proven, ``feasible`` when the plan is valid, ``invalid``
         when it breaks a constraint (only ``greedy-pods`` can).
