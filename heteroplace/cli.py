@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import json
 import logging
+import re
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, get_args
 
-from rich.console import Console
+from pydantic import ValidationError
+from rich.console import Console, RenderableType
 from rich.table import Table
+from rich.text import Text
 
 import heteroplace
-from heteroplace.check import check, evaluate
+from heteroplace.check import check, check_and_evaluate
 from heteroplace.errors import InputError
 from heteroplace.explain import Explanation, explain
 from heteroplace.files import MAX_BYTES, input_error, write_text
@@ -24,19 +29,27 @@ from heteroplace.instance import Instance
 from heteroplace.page import page
 from heteroplace.plan import Plan, Result, Unmet
 from heteroplace.profile import Profile, SolverName
-from heteroplace.show import plan_tables, render
+from heteroplace.show import clean, plan_tables, render
 from heteroplace.solve import solve
 
 if TYPE_CHECKING:
     Commands = argparse._SubParsersAction["_Parser"]
 
 DONE, NO, BAD_INPUT = 0, 1, 2
+INTERRUPTED = 130
 MOST_EXPLAINED = 20
+MOST_BYTES = 2**32
+OPTIONS = ("solver", "engine", "time_limit", "threads", "seed", "deterministic")
 
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        raise InputError("", f"{self.prog}: {message}; see {self.prog} --help")
+        command = self.prog.removeprefix("heteroplace").strip()
+        raise InputError(command, f"{message}; see {self.prog} --help")
+
+    def _print_message(self, message: str, file: object = None) -> None:
+        if message:
+            _emit(message)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -48,18 +61,36 @@ def main(arguments: Sequence[str] | None = None) -> int:
         else:
             logging.getLogger("heteroplace").addHandler(logging.NullHandler())
         code: int = parsed.run(parsed)
-        sys.stdout.flush()
         return code
+    except SystemExit:  # --help and --version
+        return DONE
     except InputError as error:
-        print(f"heteroplace: {error}", file=sys.stderr)
+        print(f"heteroplace: {clean(str(error))}", file=sys.stderr)
         return BAD_INPUT
     except BrokenPipeError:
-        # Whoever read our output has seen enough; keep the interpreter from flushing into it.
-        sys.stdout = None
-        return DONE
+        return DONE  # Whoever read our output has seen enough.
     except KeyboardInterrupt:
         print("heteroplace: interrupted", file=sys.stderr)
-        return 130
+        return INTERRUPTED
+
+
+def _emit(text: str) -> None:
+    """Write to standard output; what its encoding lacks is escaped as in JSON."""
+    if sys.stdout is None:
+        return
+    try:
+        text.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:
+        text = re.sub(r"[^\x00-\x7f]", lambda found: json.dumps(found[0])[1:-1], text)
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except OSError as error:
+        # Keep the interpreter from writing the rest once more when it ends.
+        sys.stdout = None
+        if isinstance(error, BrokenPipeError):
+            raise
+        raise InputError("standard output", f"cannot be written: {error.strerror}") from None
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -150,8 +181,18 @@ def _add_generate(commands: Commands) -> None:
 def _add_instance(command: argparse.ArgumentParser) -> None:
     command.add_argument("instance", metavar="INSTANCE", help="placement instance (JSON)")
     command.add_argument(
-        "--max-bytes", type=int, default=MAX_BYTES, help=f"largest file read, default {MAX_BYTES}"
+        "--max-bytes", type=_size, default=MAX_BYTES, help=f"largest file read, default {MAX_BYTES}"
     )
+
+
+def _size(text: str) -> int:
+    try:
+        size = int(text)
+    except ValueError:
+        size = 0
+    if not 1 <= size <= MOST_BYTES:
+        raise argparse.ArgumentTypeError(f"must be from 1 to {MOST_BYTES}, got {text[:40]!r}")
+    return size
 
 
 def _read(arguments: argparse.Namespace) -> Instance:
@@ -162,22 +203,73 @@ def _read_plan(arguments: argparse.Namespace) -> Plan:
     return Plan.from_file(arguments.plan, arguments.max_bytes)
 
 
-def _profile(arguments: argparse.Namespace) -> Profile:
-    from pydantic import ValidationError
+@contextlib.contextmanager
+def _at_fault(path: str) -> Iterator[None]:
+    """Name the file of a fault that the library found in what was read from it."""
+    try:
+        yield
+    except InputError as error:
+        where = f"{path}: {error.path}" if error.path else path
+        raise InputError(where, error.message) from None
 
-    base = Profile.from_file(arguments.profile) if arguments.profile else Profile()
-    names = ("solver", "engine", "time_limit", "threads", "seed", "deterministic")
-    given = {name: getattr(arguments, name) for name in names}
+
+def _write(path: str, text: str) -> None:
+    """Write a file whole or not at all; a device or a named pipe is written to, not replaced."""
+    target = Path(path)
+    if not target.name:
+        raise InputError(path or "--out", "cannot be written: not the name of a file")
+    try:
+        if target.exists() and not target.is_file() and not target.is_dir():
+            target.write_text(text, encoding="utf-8")
+        else:
+            write_text(path, text)
+    except InputError:
+        raise
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(path, f"cannot be written: {reason}") from None
+
+
+def _profile(arguments: argparse.Namespace) -> Profile:
+    base = Profile() if arguments.profile is None else Profile.from_file(arguments.profile)
+    given = {name: getattr(arguments, name) for name in OPTIONS}
     changes = {name: value for name, value in given.items() if value is not None}
     try:
         return Profile.model_validate({**base.model_dump(), **changes})
     except ValidationError as error:
-        raise input_error(error, "command line") from None
+        fault = input_error(error)
+        raise InputError(f"--{fault.path.replace('_', '-')}", fault.message) from None
 
 
-def _console() -> Console:
-    # Without a terminal there is no width to obey: a file or a pipe gets lines of a fixed width.
-    return Console(width=None if sys.stdout.isatty() else 100, highlight=False)
+class _Console:
+    """What rich makes of text and tables, on standard output."""
+
+    def __init__(self) -> None:
+        # Without a terminal there is no width to obey: a file or a pipe gets lines of a fixed one.
+        terminal = sys.stdout is not None and sys.stdout.isatty()
+        self._buffer = _Buffer()
+        self._console = Console(
+            file=self._buffer,
+            force_terminal=terminal or None,
+            width=None if terminal else 100,
+            highlight=False,
+            emoji=False,
+        )
+
+    def print(self, what: RenderableType) -> None:
+        """Print a table, or text to the letter."""
+        self._console.print(Text(clean(what)) if isinstance(what, str) else what)
+        _emit(self._buffer.getvalue())
+        self._buffer.seek(0)
+        self._buffer.truncate()
+
+
+class _Buffer(io.StringIO):
+    """Text on its way to standard output; rich draws what the encoding there can hold."""
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        return getattr(sys.stdout, "encoding", None) or "utf-8"
 
 
 def _solve(arguments: argparse.Namespace) -> int:
@@ -189,10 +281,10 @@ def _solve(arguments: argparse.Namespace) -> int:
     seconds = result.seconds.model_copy(update={"read": read})
     reasons = explain(instance, result.plan, MOST_EXPLAINED) if not result.violations else []
     result = result.model_copy(update={"seconds": seconds, "unmet": _with_reasons(result, reasons)})
-    if arguments.out:
-        write_text(arguments.out, result.plan.to_json() + "\n")
+    if arguments.out is not None:
+        _write(arguments.out, result.plan.to_json() + "\n")
     if arguments.json:
-        print(result.to_json())
+        _emit(result.to_json() + "\n")
     else:
         _print_result(instance, result, arguments.out)
     return NO if result.violations else DONE
@@ -207,33 +299,31 @@ def _with_reasons(result: Result, reasons: list[Explanation]) -> tuple[Unmet, ..
 
 
 def _print_result(instance: Instance, result: Result, out: str | None) -> None:
-    console = _console()
+    console = _Console()
     console.print(plan_tables(instance, result.plan))
     if result.unmet:
         console.print(_unmet_table(result))
     console.print(_steps_table(result))
     costs = ", ".join(f"{name} {amount:g}" for name, amount in result.costs.items())
-    console.print(f"cost amounts: {costs}", markup=False)
+    console.print(f"cost amounts: {costs}")
     if any(result.repairs.values()):
         broken = ", ".join(f"{name} {value:g}" for name, value in result.repairs.items() if value)
-        console.print(f"still broken, in GPUs: {broken}", markup=False)
+        console.print(f"still broken, in GPUs: {broken}")
     phases = result.seconds.model_dump()
     spent = ", ".join(f"{name} {value:.3f}" for name, value in phases.items() if value is not None)
     engine = f" ({result.engine})" if result.engine else ""
     console.print(
         f"{result.status}, {result.stop_reason.replace('_', ' ')}; "
-        f"solver {result.solver}{engine}; seconds: {spent}",
-        markup=False,
+        f"solver {result.solver}{engine}; seconds: {spent}"
     )
     for note in result.notes:
-        console.print(f"note: {note}", markup=False)
+        console.print(f"note: {note}")
     for violation in result.violations:
         console.print(
-            f"violation: {violation.constraint}: {violation.subject}: {violation.message}",
-            markup=False,
+            f"violation: {violation.constraint}: {violation.subject}: {violation.message}"
         )
-    if out:
-        console.print(f"plan written to {out}", markup=False)
+    if out is not None:
+        console.print(f"plan written to {out}")
 
 
 def _unmet_table(result: Result) -> Table:
@@ -247,10 +337,10 @@ def _unmet_table(result: Result) -> Table:
     for each in shown:
         numbers = (each.target, each.delivered, each.unmet, each.unmet_gpus)
         table.add_row(
-            _plain(each.service),
-            _plain(each.role),
+            Text(clean(each.service)),
+            Text(clean(each.role)),
             *(f"{number:g}" for number in numbers),
-            each.reason or "",
+            Text(clean(each.reason or "")),
         )
     if len(shown) < len(result.unmet):
         table.caption = f"and {len(result.unmet) - len(shown)} more roles, see --json"
@@ -266,48 +356,39 @@ def _steps_table(result: Result) -> Table:
     for step in result.steps:
         bound = "unknown" if step.bound is None else f"{step.bound:g}"
         gap = "unknown" if step.gap is None else f"{100 * step.gap:.3g} %"
-        name = _plain(step.name)
-        table.add_row(name, f"{step.value:g}", bound, gap, "proven" if step.proven else "")
+        table.add_row(
+            Text(step.name), f"{step.value:g}", bound, gap, "proven" if step.proven else ""
+        )
     return table
-
-
-def _plain(text: str) -> str:
-    """Text as rich shows it to the letter."""
-    from rich.markup import escape
-
-    from heteroplace.show import clean
-
-    return escape(clean(text))
 
 
 def _check(arguments: argparse.Namespace) -> int:
     instance, plan = _read(arguments), _read_plan(arguments)
-    try:
-        violations, evaluation = check(instance, plan), evaluate(instance, plan)
-    except InputError as error:
-        raise InputError(f"{arguments.plan}: {error.path}", error.message) from None
+    with _at_fault(arguments.plan):
+        violations, evaluation = check_and_evaluate(instance, plan)
     if arguments.json:
         report = {
             "valid": not violations,
             "violations": [each.model_dump() for each in violations],
             "objective": evaluation.model_dump(mode="json"),
         }
-        print(json.dumps(report, indent=1))
+        _emit(json.dumps(report, indent=1) + "\n")
     else:
-        console = _console()
+        console = _Console()
         for each in violations:
-            console.print(f"{each.constraint}: {each.subject}: {each.message}", markup=False)
+            console.print(f"{each.constraint}: {each.subject}: {each.message}")
         steps = ", ".join(f"{step.name} {float(step.value):g}" for step in evaluation.steps)
         verdict = f"{len(violations)} violations" if violations else "valid"
-        console.print(f"{verdict}; objective: {steps}", markup=False)
+        console.print(f"{verdict}; objective: {steps}")
         if plan.instance_digest not in (None, instance.digest):
-            console.print("note: the plan was made for another instance", markup=False)
+            console.print("note: the plan was made for another instance")
     return NO if violations else DONE
 
 
 def _explain(arguments: argparse.Namespace) -> int:
     instance, plan = _read(arguments), _read_plan(arguments)
-    violations = check(instance, plan)
+    with _at_fault(arguments.plan):
+        violations = check(instance, plan)
     if violations:
         first = violations[0]
         raise InputError(
@@ -316,28 +397,32 @@ def _explain(arguments: argparse.Namespace) -> int:
         )
     reasons = explain(instance, plan)
     if arguments.json:
-        print(json.dumps([each.model_dump() for each in reasons], indent=1))
+        _emit(json.dumps([each.model_dump() for each in reasons], indent=1) + "\n")
         return DONE
-    console = _console()
+    console = _Console()
     if not reasons:
         console.print("Every target is met.")
     for each in reasons:
         console.print(
             f"{each.service} {each.role}: {each.unmet_gpus:g} GPUs unmet "
-            f"({each.constraint}): {each.reason}",
-            markup=False,
+            f"({each.constraint}): {each.reason}"
         )
     return DONE
 
 
 def _show(arguments: argparse.Namespace) -> int:
     instance = _read(arguments)
-    plan = _read_plan(arguments) if arguments.plan else None
-    if arguments.html:
-        write_text(arguments.html, page(instance, plan))
-        print(f"page written to {arguments.html}", file=sys.stderr)
+    plan = None if arguments.plan is None else _read_plan(arguments)
+    with _at_fault(arguments.plan) if plan else contextlib.nullcontext():
+        if arguments.html is None:
+            picture = render(instance, plan)
+        else:
+            text = page(instance, plan)
+    if arguments.html is None:
+        _Console().print(picture)
     else:
-        _console().print(render(instance, plan))
+        _write(arguments.html, text)
+        print(f"page written to {clean(arguments.html)}", file=sys.stderr)
     return DONE
 
 
@@ -361,15 +446,15 @@ def _generate(arguments: argparse.Namespace) -> int:
             raise InputError("", f"name a family ({', '.join(FAMILIES)}) or give --nodes FILE.csv")
         instance = generate(family_from(arguments.family, _knobs(arguments.set)), arguments.seed)
     text = instance.to_json() + "\n"
-    if arguments.out:
-        write_text(arguments.out, text)
+    if arguments.out is not None:
+        _write(arguments.out, text)
         print(
-            f"{Path(arguments.out).name}: {len(instance.nodes)} nodes, "
+            f"{clean(Path(arguments.out).name)}: {len(instance.nodes)} nodes, "
             f"{len(instance.services)} services",
             file=sys.stderr,
         )
     else:
-        sys.stdout.write(text)
+        _emit(text)
     return DONE
 
 

@@ -2,12 +2,14 @@
 
 Each explanation is an experiment: the service's request is placed greedily on the cluster as the
 plan found it, first alone, then with one constraint of docs/problem.md relaxed. The relaxation
-that lets most of the missing capacity be placed names the reason.
+that lets most of the missing capacity be placed names the reason; where none does, several
+together may.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, TypeVar
 
@@ -32,6 +34,9 @@ from heteroplace.solve.greedy import greedy
 from heteroplace.topology import TreeView
 
 ZERO = Fraction(0)
+MOST_CRUMBS = 1024
+
+_BETTER = "The plan leaves room for more; solve with more time or another solver."
 
 
 class Explanation(Noun):
@@ -104,22 +109,55 @@ def explain(instance: Instance, plan: Plan, most: int | None = None) -> list[Exp
 def _reason(instance: Instance, plan: Plan, evaluation: Evaluation, name: str) -> tuple[str, str]:
     missing = _unmet(evaluation, name)
     if _unmet_after(_continued(instance, plan), name) < missing:
-        return "search", "The plan leaves room for more; solve with more time or another solver."
+        return "search", _BETTER
     alone = _alone(instance, name)
     reachable = _unmet_after(alone, name)
     if reachable < missing:
-        return "priority", _rivals(instance, plan, name)
-    best: tuple[Fraction, str, str] | None = None
-    for constraint, relax, sentence in _RELAXATIONS:
-        relaxed = relax(alone, name)
+        rivals = _rivals(instance, plan, name)
+        if rivals is not None:
+            return "priority", rivals
+        if any(role.min for role in instance.services[instance.service_index[name]].roles.values()):
+            return "priority", "More could only be placed if a role fell short of its minimum."
+        return "search", _BETTER
+    best: tuple[Fraction, _Relaxation] | None = None
+    for relaxation in _RELAXATIONS:
+        relaxed = relaxation.relax(alone, name)
         if relaxed is None:
             continue
         left = _unmet_after(relaxed, name)
-        if left < reachable and (best is None or left < best[0]):
-            best = (left, constraint, sentence)
+        if left < missing and (best is None or left < best[0]):
+            best = (left, relaxation)
     if best is not None:
-        return best[1], best[2]
+        return best[1].constraint, best[1].sentence
+    several = _several(alone, name, missing)
+    if several:
+        names = ", ".join(each.what for each in several)
+        return several[-1].constraint, f"More could be placed only without all of these: {names}."
     return "capacity", _scarcity(instance, name)
+
+
+def _several(alone: Instance, name: str, missing: Fraction) -> list[_Relaxation]:
+    """Relaxations that help only together, none of them superfluous; empty when none do."""
+    chosen: list[_Relaxation] = []
+    for relaxation in _RELAXATIONS:
+        if relaxation.relax(alone, name) is not None:
+            chosen.append(relaxation)
+            if len(chosen) > 1 and _helps(chosen, alone, name, missing):
+                break
+    else:
+        return []
+    for relaxation in chosen[:-1]:
+        fewer = [each for each in chosen if each is not relaxation]
+        if _helps(fewer, alone, name, missing):
+            chosen = fewer
+    return chosen
+
+
+def _helps(chosen: list[_Relaxation], alone: Instance, name: str, missing: Fraction) -> bool:
+    relaxed = alone
+    for relaxation in chosen:
+        relaxed = relaxation.relax(relaxed, name) or relaxed
+    return _unmet_after(relaxed, name) < missing
 
 
 def _unmet(evaluation: Evaluation, name: str) -> Fraction:
@@ -154,13 +192,13 @@ def _continued(instance: Instance, plan: Plan) -> Instance:
     taken: dict[str, int] = {}
     for planned in plan.groups:
         base = groups.get(planned.name)
-        gone = {each.name for each in planned.moved}
+        gone = {each.name for each in (*planned.removed, *planned.moved)}
         instances = [each for each in base.instances if each.name not in gone] if base else []
-        # What is removed holds its GPUs for the rest of the cycle.
-        removed = {each.name for each in planned.removed}
-        instances = [
-            _copy(each, state="draining") if each.name in removed else each for each in instances
-        ]
+        if base and not instance.cycle.reuse_freed:
+            # What is removed or moved away holds its GPUs for the rest of the cycle.
+            instances.extend(
+                _copy(each, state="draining") for each in base.instances if each.name in gone
+            )
         for placed in (*planned.moved, *planned.added):
             number = taken[planned.name] = taken.get(planned.name, 0) + 1
             instances.append(
@@ -172,6 +210,9 @@ def _continued(instance: Instance, plan: Plan) -> Instance:
                     state="ready",
                 )
             )
+        if not instances:
+            groups.pop(planned.name, None)
+            continue
         groups[planned.name] = RunningGroup.model_construct(
             name=planned.name,
             service=planned.service,
@@ -201,19 +242,24 @@ def _alone(instance: Instance, name: str) -> Instance:
     return _copy(instance, services=tuple(services))
 
 
-def _rivals(instance: Instance, plan: Plan, name: str) -> str:
-    """Who got the GPUs."""
+def _rivals(instance: Instance, plan: Plan, name: str) -> str | None:
+    """Who got GPUs of the types it needs; null when nobody else got any."""
     mine = instance.services[instance.service_index[name]]
+    types = _types(mine)
     gpus: dict[str, int] = {}
     for group in plan.groups:
-        if group.service != name:
-            total = sum(pod.gpus for each in group.added for pod in each.pods)
-            gpus[group.service] = gpus.get(group.service, 0) + total
+        if group.service == name:
+            continue
+        for each in (*group.added, *group.moved):
+            for pod in each.pods:
+                if instance.nodes[instance.node_index[pod.node]].gpu_type in types:
+                    gpus[group.service] = gpus.get(group.service, 0) + pod.gpus
+    if not gpus:
+        return None
     priority = {service.name: service.priority for service in instance.services}
-    above = {each: count for each, count in gpus.items() if count}
-    listed = sorted(above, key=lambda each: (-priority[each], -above[each]))
+    listed = sorted(gpus, key=lambda each: (-priority[each], -gpus[each]))
     shown = ", ".join(
-        f"{each} ({above[each]} GPUs, priority {priority[each]})" for each in listed[:3]
+        f"{each} ({gpus[each]} GPUs, priority {priority[each]})" for each in listed[:3]
     )
     more = f" and {len(listed) - 3} more" if len(listed) > 3 else ""
     return (
@@ -222,18 +268,20 @@ def _rivals(instance: Instance, plan: Plan, name: str) -> str:
     )
 
 
+def _types(service: Service) -> set[str]:
+    """GPU types that a service can use."""
+    return {
+        pod.gpu_type
+        for role in service.roles.values()
+        for shape in role.shapes
+        for pod in shape.pods
+    }
+
+
 def _scarcity(instance: Instance, name: str) -> str:
     tree = TreeView(instance)
     service = instance.services[instance.service_index[name]]
-    types = sorted(
-        {
-            pod.gpu_type
-            for role in service.roles.values()
-            for shape in role.shapes
-            for pod in shape.pods
-        }
-    )
-    free = dict.fromkeys(types, 0)
+    free = dict.fromkeys(sorted(_types(service)), 0)
     for node, room in zip(instance.nodes, tree.free, strict=True):
         if node.gpu_type in free:
             free[node.gpu_type] += room
@@ -334,6 +382,8 @@ def _crumbled(instance: Instance, name: str) -> Instance | None:
     """Pods of one GPU, to see whether only the pieces are too small."""
 
     def change(shape: Shape) -> Shape:
+        if shape.gpus > MOST_CRUMBS:
+            return shape
         pods = tuple(
             Pod.model_construct(gpu_type=pod.gpu_type, gpus=1, count=pod.gpus * pod.count)
             for pod in shape.pods
@@ -342,8 +392,23 @@ def _crumbled(instance: Instance, name: str) -> Instance | None:
         keep = level if level in instance.levels else instance.levels[-1]
         return _copy(shape, pods=pods, level=keep)
 
-    running = any(group.service == name for group in instance.running)
-    return None if running else _with_shapes(instance, name, change)
+    service = instance.services[instance.service_index[name]]
+
+    def scatter(each: RunningInstance) -> RunningInstance:
+        role = service.roles[each.role]
+        shape = role.shapes[role.shape_index[each.shape]]
+        if shape.gpus > MOST_CRUMBS:
+            return each
+        pairs = zip(each.nodes, shape.pod_list, strict=True)
+        return _copy(each, nodes=tuple(node for node, (_, gpus) in pairs for _ in range(gpus)))
+
+    running = tuple(
+        _copy(group, instances=tuple(scatter(each) for each in group.instances))
+        if group.service == name
+        else group
+        for group in instance.running
+    )
+    return _copy(_with_shapes(instance, name, change), running=running)
 
 
 def _with_shapes(instance: Instance, name: str, change: Callable[[Shape], Shape]) -> Instance:
@@ -357,32 +422,70 @@ def _with_shapes(instance: Instance, name: str, change: Callable[[Shape], Shape]
     return _with_service(instance, name, roles)
 
 
-_RELAXATIONS: tuple[tuple[str, Relax, str], ...] = (
-    (
+@dataclass(frozen=True)
+class _Relaxation:
+    """One constraint dropped.
+
+    Parameters
+    ----------
+    constraint
+        Its name in docs/problem.md.
+    relax
+        Makes the instance without it; null where it binds nothing.
+    sentence
+        The reason when it is the only one in the way.
+    what
+        What it is called in a list of several.
+    """
+
+    constraint: str
+    relax: Relax
+    sentence: str
+    what: str
+
+
+# The band comes last: without it the service is several, which no other relaxation knows.
+_RELAXATIONS = (
+    _Relaxation(
         "no_reuse",
         _reuse,
         "GPUs that this cycle frees would be enough, but they are used from the next cycle on.",
+        "the wait for GPUs that this cycle frees",
     ),
-    ("capacity", _uncordon, "GPUs that it needs are on cordoned nodes or reserved."),
-    (
+    _Relaxation(
+        "capacity",
+        _uncordon,
+        "GPUs that it needs are on cordoned nodes or reserved.",
+        "cordoned nodes and reserved GPUs",
+    ),
+    _Relaxation(
         "colocation",
         _anywhere,
         "No single domain of its affinity level has the GPUs; over several domains there are some.",
+        "its affinity level",
     ),
-    (
-        "ratio",
-        _apart,
-        "More could only be placed outside the ratio band or without one of the roles.",
+    _Relaxation(
+        "limits",
+        _unlimited,
+        "Its limits on groups or instances per group are reached.",
+        "its limits on groups or instances per group",
     ),
-    ("limits", _unlimited, "Its limits on groups or instances per group are reached."),
-    (
+    _Relaxation(
         "integrity",
         _scattered,
         "No domain of the shape's level can hold all pods of one more instance.",
+        "the level of its shapes",
     ),
-    (
+    _Relaxation(
         "capacity",
         _crumbled,
         "Enough GPUs are free, but in pieces smaller than its pods.",
+        "the size of its pods",
+    ),
+    _Relaxation(
+        "ratio",
+        _apart,
+        "More could only be placed outside the ratio band or without one of the roles.",
+        "its ratio band and the roles that go together",
     ),
 )

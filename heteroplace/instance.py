@@ -13,7 +13,7 @@ from fractions import Fraction
 from functools import cached_property
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from heteroplace.errors import InputError
 from heteroplace.faults import NODE_LEVEL as NODE_LEVEL
@@ -134,6 +134,14 @@ class Role(Noun):
     target: NonNegative
     min: NonNegative = Fraction(0)
     shapes: Annotated[tuple[Shape, ...], Field(min_length=1)]
+
+    @field_validator("shapes")
+    @classmethod
+    def _named(cls, shapes: tuple[Shape, ...]) -> tuple[Shape, ...]:
+        return tuple(
+            shape if shape.name is not None else shape.model_copy(update={"name": f"shape{index}"})
+            for index, shape in enumerate(shapes)
+        )
 
     @cached_property
     def gpus_per_capacity(self) -> Fraction:
@@ -269,6 +277,18 @@ class RunningGroup(Noun):
     domain: Name | None = None
     instances: Annotated[tuple[RunningInstance, ...], Field(min_length=1)]
 
+    @field_validator("instances")
+    @classmethod
+    def _named(cls, instances: tuple[RunningInstance, ...]) -> tuple[RunningInstance, ...]:
+        seen: Counter[str] = Counter()
+        named = []
+        for each in instances:
+            if each.name is None:
+                each = each.model_copy(update={"name": f"{each.role}-{seen[each.role]}"})
+            seen[each.role] += 1
+            named.append(each)
+        return tuple(named)
+
 
 class TierPrices(Noun):
     """Price of one GPU on an RDMA subgroup of each tier."""
@@ -366,11 +386,6 @@ class Instance(Noun):
     objective: Objective = Objective()
     cycle: Cycle = Cycle()
 
-    @model_validator(mode="before")
-    @classmethod
-    def _defaults(cls, data: Any) -> Any:
-        return _with_default_names(data)
-
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         for path, message in faults(self):
@@ -446,46 +461,3 @@ class Instance(Noun):
         return RdmaLevels(
             lower=self.levels[-1], upper=self.levels[-2] if len(self.levels) > 1 else None
         )
-
-
-def _with_default_names(data: Any) -> Any:
-    """Fill in the default names of shapes and running instances, in a copy."""
-    if not isinstance(data, dict):
-        return data
-    data = dict(data)
-    if isinstance(data.get("services"), list | tuple):
-        data["services"] = [_named_shapes(service) for service in data["services"]]
-    if isinstance(data.get("running"), list | tuple):
-        data["running"] = [_named_instances(group) for group in data["running"]]
-    return data
-
-
-def _named_shapes(service: Any) -> Any:
-    if not (isinstance(service, dict) and isinstance(service.get("roles"), dict)):
-        return service
-    roles = dict(service["roles"])
-    for name, role in roles.items():
-        if isinstance(role, dict) and isinstance(role.get("shapes"), list | tuple):
-            shapes = [
-                {**shape, "name": f"shape{index}"}
-                if isinstance(shape, dict) and shape.get("name") is None
-                else shape
-                for index, shape in enumerate(role["shapes"])
-            ]
-            roles[name] = {**role, "shapes": shapes}
-    return {**service, "roles": roles}
-
-
-def _named_instances(group: Any) -> Any:
-    if not (isinstance(group, dict) and isinstance(group.get("instances"), list | tuple)):
-        return group
-    seen: Counter[str] = Counter()
-    instances = []
-    for instance in group["instances"]:
-        if isinstance(instance, dict) and isinstance(instance.get("role"), str):
-            role = instance["role"]
-            if instance.get("name") is None:
-                instance = {**instance, "name": f"{role}-{seen[role]}"}
-            seen[role] += 1
-        instances.append(instance)
-    return {**group, "instances": instances}

@@ -485,15 +485,20 @@ class _Oracle:
                         for at in nodes
                     }
                     if len(held) == 1:
-                        use = tuple((at, gpus) for at, (_, gpus) in zip(nodes, pods, strict=True))
                         placed = PlacedInstance(
                             role=name,
                             shape=str(shape.name),
                             pods=tuple(
                                 PlacedPod(node=self.instance.nodes[at].name, gpus=gpus)
-                                for at, gpus in use
+                                for at, (_, gpus) in zip(nodes, pods, strict=True)
                             ),
                         )
+                        if within == "node":  # the pods count as one
+                            use = ((nodes[0], shape.gpus),)
+                        else:
+                            use = tuple(
+                                (at, gpus) for at, (_, gpus) in zip(nodes, pods, strict=True)
+                            )
                         spots.append(Spot(index, shape.capacity, placed, use))
         return spots
 

@@ -295,6 +295,10 @@ def test_cost_of_fragmentation() -> None:
     assert solved(nodes, service(**ONE)).added_on() == ["n1"]
     nodes[1]["reserved"] = 1
     assert solved(nodes, service(**ONE)).costs["fragmentation"] == 1
+    for level, broken in (("node", 0), ("s1", 1)):
+        shape = {"pods": [{"gpu_type": "h", "gpus": 4, "count": 2}], "level": level}
+        found = solved(nodes[:1], service(roles={"serve": {"target": 1, "shapes": [shape]}}))
+        assert found.costs["fragmentation"] == broken
 
 
 def test_repair_of_a_scale_in_uses_the_grain() -> None:

@@ -21,6 +21,7 @@ T = TypeVar("T")
 
 PROVEN_GAP = Fraction(1, 10**6)
 GRACE = 0.05
+LONGEST = 10.0**8
 LARGE = 2000
 MERGED_SHARE = 0.4
 RELAXATION_SHARE = 0.3
@@ -179,7 +180,12 @@ class _Walker:
         values = [step.value(found) for step in self.steps]
         if self.best is None or values < [step.value(self.best) for step in self.steps]:
             self.best = found
-            for outcome, value in zip(self.outcomes, values, strict=True):
+            looser = False
+            for step, outcome, value in zip(self.steps, self.outcomes, values, strict=True):
+                if looser:
+                    # Its bound was found with a step before it capped at less than it has now.
+                    outcome.bound = _floor(step, self.arrays)
+                looser = looser or (outcome.value is not None and value > outcome.value)
                 outcome.value = value
 
     def open_steps(self) -> list[int]:
@@ -215,6 +221,11 @@ class _Walker:
 
     def raise_bound(self, index: int, bound: int | None) -> None:
         outcome = self.outcomes[index]
+        value = outcome.value
+        if bound is not None and value is not None and bound - value > abs(value) * PROVEN_GAP:
+            # The value is reached, so the engine is wrong; nothing it says here is a proof.
+            log.warning("an engine's bound %d is above the value %d", bound, value)
+            return
         if bound is not None and (outcome.bound is None or bound > outcome.bound):
             outcome.bound = bound
 
@@ -284,7 +295,7 @@ def within(seconds: float | None, work: Callable[[], T]) -> T | None:
 
     thread = threading.Thread(target=run, name="heteroplace-engine")
     thread.start()
-    thread.join(None if seconds is None else seconds + GRACE)
+    thread.join(None if seconds is None else min(seconds + GRACE, LONGEST))
     if failure:
         raise failure[0]
     return outcome[0] if outcome else None
