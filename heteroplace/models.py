@@ -18,16 +18,8 @@ from typing import Annotated
 from pydantic import Field
 
 from heteroplace.errors import InputError
-from heteroplace.instance import (
-    MAX_BYTES,
-    Name,
-    Noun,
-    Pod,
-    PositiveCount,
-    Shape,
-    read_bytes,
-    validated,
-)
+from heteroplace.files import MAX_BYTES, read_bytes, validated
+from heteroplace.instance import Name, Noun, Pod, PositiveCount, Shape
 from heteroplace.quantity import Positive, parse_number
 
 ALIASES = {

@@ -8,7 +8,7 @@ of size s, and a node with f free GPUs ends its path at f.
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from itertools import pairwise
 
@@ -157,16 +157,16 @@ class Pool:
             opened[gpus] = nodes[filled : filled + x[self.broken[gpus]]]
         if self.positions:
             return placed + self._assign_paths(opened, x)
-        free = dict(self.free)
+        by_room: dict[int, list[int]] = defaultdict(list)
+        for node, room in reversed(self.free.items()):
+            by_room[room].append(node)
         for gpus, nodes in opened.items():
-            free.update(dict.fromkeys(nodes, gpus))
+            by_room[gpus].extend(reversed(nodes))
         for size in sorted(left, reverse=True):
             for _ in range(left[size]):
-                node = min(
-                    (each for each, room in free.items() if room >= size),
-                    key=lambda each: free[each],
-                )
-                free[node] -= size
+                room = min(each for each, nodes in by_room.items() if nodes and each >= size)
+                node = by_room[room].pop()
+                by_room[room - size].append(node)
                 placed.append((size, node))
         return placed
 

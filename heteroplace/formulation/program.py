@@ -152,8 +152,23 @@ class Program:
         Raises
         ------
         OverflowError
-            If a coefficient does not fit 63 bits.
+            If a coefficient or the value of a row may not fit 63 bits.
         """
+        arrays = self._arrays()
+        reach = np.maximum(np.abs(arrays.lower), np.abs(arrays.upper)).astype(float)
+        terms = np.abs(arrays.coefficients) * reach[arrays.columns]
+        if np.any(np.bincount(self._rows(arrays), terms, len(self.row_lower)) >= INFINITE):
+            raise OverflowError("the value of a row may not fit 63 bits")
+        return arrays
+
+    @staticmethod
+    def _rows(arrays: Arrays) -> Ints:
+        """Row of every coefficient."""
+        lengths = np.diff(arrays.starts)
+        rows: Ints = np.repeat(np.arange(len(lengths)), lengths)
+        return rows
+
+    def _arrays(self) -> Arrays:
         return Arrays(
             np.array(self.lower, np.int64),
             np.array(self.upper, np.int64),

@@ -35,6 +35,7 @@ from heteroplace.solve.engine import (
     Engine,
     EngineMissingError,
     StepOutcome,
+    UnsuitedError,
     walk_steps,
 )
 from heteroplace.solve.greedy import greedy, greedy_pods
@@ -165,6 +166,15 @@ class _Run:
             return best
         except EngineMissingError as error:
             return self.failed("engine_missing", str(error), best)
+        except UnsuitedError as error:
+            return self.failed("engine_failed", str(error), best)
+        except OverflowError:
+            return self.failed(
+                "engine_failed",
+                "The numbers are too large or too fine for exact arithmetic in 63 bits; round "
+                "capacities, targets and ratios to fewer digits",
+                best,
+            )
         except Exception as error:
             log.exception("engine failed")
             return self.failed("engine_failed", f"{type(error).__name__}: {error}", best)

@@ -34,6 +34,10 @@ class EngineMissingError(RuntimeError):
     """An engine that is not installed; the message says how to install it."""
 
 
+class UnsuitedError(RuntimeError):
+    """A program whose numbers an engine cannot represent."""
+
+
 @dataclass(frozen=True)
 class Answer:
     """What an engine found for one step.

@@ -175,7 +175,15 @@ class _Base:
         self.deadline = deadline
         self.decision = Decision()
         self.free = list(tree.free)
-        self.cell_free = [max(self.free[node] for node in cell.nodes) for cell in tree.cells]
+        # Per cell: the nodes by their free GPUs, the largest and the total of those.
+        self.rooms: list[dict[int, dict[int, None]]] = []
+        for cell in tree.cells:
+            rooms: dict[int, dict[int, None]] = {}
+            for node in cell.nodes:
+                rooms.setdefault(self.free[node], {})[node] = None
+            self.rooms.append(rooms)
+        self.cell_free = [max(rooms) for rooms in self.rooms]
+        self.cell_total = [sum(self.free[node] for node in cell.nodes) for cell in tree.cells]
         self.levels = len(self.instance.levels)
         self.cells_of: dict[tuple[int, str], list[int]] = {}
         self.groups: list[_Group] = []
@@ -233,9 +241,16 @@ class _Base:
 
     def take(self, node: int, gpus: int) -> None:
         """Virtual allocation; a negative number gives GPUs back."""
-        self.free[node] -= gpus
         cell = self.tree.node_cell[node]
-        self.cell_free[cell] = max(self.free[each] for each in self.tree.cells[cell].nodes)
+        rooms = self.rooms[cell]
+        room = self.free[node]
+        del rooms[room][node]
+        if not rooms[room]:
+            del rooms[room]
+        self.free[node] = room - gpus
+        rooms.setdefault(room - gpus, {})[node] = None
+        self.cell_free[cell] = max(rooms)
+        self.cell_total[cell] -= gpus
 
     def cells(self, domain: int, gpu_type: str) -> list[int]:
         """Cells of a type in a domain, low tiers first."""
@@ -257,10 +272,8 @@ class _Base:
             if self.tree.cells[cell].tier > tier:
                 break
             if self.cell_free[cell] >= block.gpus:
-                return min(
-                    (n for n in self.tree.cells[cell].nodes if self.free[n] >= block.gpus),
-                    key=lambda node: self.free[node],
-                )
+                rooms = self.rooms[cell]
+                return next(iter(rooms[min(room for room in rooms if room >= block.gpus)]))
         return None
 
     def allocate(self, domain: int, wanted: Footprint, tier: int) -> dict[Block, list[int]] | None:
@@ -431,7 +444,7 @@ class _Greedy(_Base):
                 if self.tree.cells[cell].tier > tier:
                     break
                 if self.cell_free[cell] >= block.gpus:
-                    free += sum(self.free[node] for node in self.tree.cells[cell].nodes)
+                    free += self.cell_total[cell]
             if not free:
                 return 0
             total += free
@@ -461,7 +474,7 @@ class _Greedy(_Base):
         most = group.service.limits.max_instances_per_group
         lacking: str | None = role
         while lacking is not None:
-            room = most is None or len(group.members) < most
+            room = (most is None or len(group.members) < most) and not self.late()
             if not (room and self.add_instance(group, lacking, tier, unit)):
                 for member, taken in reversed(unit):
                     self.give_back(taken)

@@ -8,12 +8,21 @@ from math import ceil
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from heteroplace.formulation.program import INFINITE, Arrays, Ints, ProgramStep
 from heteroplace.profile import Profile
-from heteroplace.solve.engine import Answer, EngineMissingError, rounded, within
+from heteroplace.solve.engine import (
+    Answer,
+    EngineMissingError,
+    UnsuitedError,
+    rounded,
+    within,
+)
 
 LARGEST_COST = 1e6
+LARGEST_COEFFICIENT = 1e6
+WIDEST = 1e9
 ROUGH_GAP = 1e-3
 
 
@@ -32,10 +41,11 @@ class HighsEngine:
 
     def load(self, arrays: Arrays, profile: Profile) -> None:
         """Take the rows and bounds."""
+        _highspy()
+        row_factors(arrays.starts, arrays.coefficients)
         self._arrays = arrays
         self._profile = profile
         self._caps: list[tuple[ProgramStep, int]] = []
-        _highspy()
 
     def improve(self, step: ProgramStep, start: Ints | None, seconds: float | None) -> Ints | None:
         """Minimise over the columns that the linear relaxation or the start uses."""
@@ -75,8 +85,9 @@ class HighsEngine:
     def _minimise(self, step: ProgramStep, start: Ints | None, seconds: float | None) -> Answer:
         solver, scale = make_model(self._arrays, self._caps, step, self._profile, seconds)
         found = self._run(solver, start)
-        if solver.getModelStatus() == _highspy().HighsModelStatus.kInfeasible:
-            return Answer(None, None)
+        statuses = _highspy().HighsModelStatus
+        if solver.getModelStatus() not in (statuses.kOptimal, statuses.kTimeLimit):
+            return Answer(found, None)
         return Answer(found, whole_bound(solver.getInfo().mip_dual_bound / scale, step))
 
     def _run(self, solver: Any, start: Ints | None) -> Ints | None:
@@ -150,16 +161,42 @@ def make_model(
     lp.col_upper_ = arrays.upper.astype(float)
     starts, index, values, low, high = with_caps(arrays, caps)
     lp.num_row_ = len(low)
-    lp.row_lower_ = np.where(low <= -INFINITE, -highspy.kHighsInf, low.astype(float))
-    lp.row_upper_ = np.where(high >= INFINITE, highspy.kHighsInf, high.astype(float))
+    factor = row_factors(starts, values)
+    lp.row_lower_ = np.where(low <= -INFINITE, -highspy.kHighsInf, low * factor)
+    lp.row_upper_ = np.where(high >= INFINITE, highspy.kHighsInf, high * factor)
     lp.a_matrix_.format_ = highspy.MatrixFormat.kRowwise
     lp.a_matrix_.start_ = starts
     lp.a_matrix_.index_ = index
-    lp.a_matrix_.value_ = values.astype(float)
+    lp.a_matrix_.value_ = values * np.repeat(factor, np.diff(starts))
     if not relaxed:
         lp.integrality_ = [highspy.HighsVarType.kInteger] * columns
-    solver.passModel(lp)
+    if solver.passModel(lp) == highspy.HighsStatus.kError:
+        raise RuntimeError("HiGHS refuses the program")
     return solver, scale
+
+
+def row_factors(starts: Ints, values: Ints) -> NDArray[np.float64]:
+    """Factors that bring the coefficients of every row to at most ``LARGEST_COEFFICIENT``.
+
+    Raises
+    ------
+    UnsuitedError
+        If one row has coefficients so far apart that floating-point arithmetic loses the small.
+    """
+    size = np.abs(values).astype(float)
+    lengths = np.diff(starts)
+    factor = np.ones(len(lengths))
+    filled = np.flatnonzero(lengths)
+    if len(filled):
+        largest = np.maximum.reduceat(size, starts[filled])
+        smallest = np.minimum.reduceat(size, starts[filled])
+        if np.any(largest > WIDEST * smallest):
+            raise UnsuitedError(
+                "coefficients of one row lie too far apart for floating-point arithmetic; "
+                "use cpsat, or capacities and ratios with fewer digits"
+            )
+        factor[filled] = np.minimum(1.0, LARGEST_COEFFICIENT / largest)
+    return factor
 
 
 def with_caps(

@@ -10,10 +10,13 @@ from __future__ import annotations
 import time
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from heteroplace.formulation.program import INFINITE, Arrays, Ints, ProgramStep
 from heteroplace.profile import Profile
 from heteroplace.solve.engine import Answer, EngineMissingError, rounded, within
-from heteroplace.solve.highs import relaxation_bound, whole_bound
+from heteroplace.solve.highs import relaxation_bound, row_factors, whole_bound
 
 DEFAULT = "HiGHS"
 SHORT = {"CBC": "COIN_CMD"}
@@ -43,6 +46,7 @@ class MilpEngine:
         self._problem: Any = None
         self._columns: list[Any] = []
         self._overhead = 0.0
+        row_factors(arrays.starts, arrays.coefficients)
         pulp = _pulp()
         if self._engine not in pulp.listSolvers():
             known = ", ".join(pulp.listSolvers(onlyAvailable=True))
@@ -129,16 +133,19 @@ class MilpEngine:
         return self._problem
 
     def _add_row(self, index: Ints, values: Ints, low: int, high: int) -> None:
-        expression = self._expression(index, values)
+        starts = np.array([0, len(values)], np.int64)
+        factor = float(row_factors(starts, values)[0])
+        scaled = (values * factor).astype(np.float64) if factor < 1 else values
+        expression = self._expression(index, scaled)
         if low == high:
-            self._problem += expression == low
+            self._problem += expression == low * factor
             return
         if low > -INFINITE:
-            self._problem += expression >= low
+            self._problem += expression >= low * factor
         if high < INFINITE:
-            self._problem += expression <= high
+            self._problem += expression <= high * factor
 
-    def _expression(self, index: Ints, values: Ints) -> Any:
+    def _expression(self, index: Ints, values: Ints | NDArray[np.float64]) -> Any:
         return _pulp().LpAffineExpression(
             [
                 (self._columns[column], value)

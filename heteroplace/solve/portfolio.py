@@ -8,7 +8,7 @@ import time
 from heteroplace.formulation.program import Arrays, Ints, ProgramStep
 from heteroplace.profile import Profile
 from heteroplace.solve.cpsat import CpSatEngine
-from heteroplace.solve.engine import Answer, EngineMissingError
+from heteroplace.solve.engine import Answer, EngineMissingError, UnsuitedError
 from heteroplace.solve.highs import HighsEngine
 
 log = logging.getLogger("heteroplace")
@@ -30,7 +30,7 @@ class Portfolio:
         self._first: HighsEngine | None = HighsEngine()
         try:
             self._first.load(arrays, profile)
-        except EngineMissingError as error:
+        except (EngineMissingError, UnsuitedError) as error:
             log.warning("%s", error)
             self._first = None
             self._load_second()
