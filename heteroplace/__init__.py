@@ -2,6 +2,7 @@
 
 from heteroplace.check import check, evaluate
 from heteroplace.errors import InputError
+from heteroplace.explain import Explanation, explain
 from heteroplace.instance import Instance
 from heteroplace.plan import Evaluation, Plan, Result, Violation
 from heteroplace.profile import Profile
@@ -11,6 +12,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Evaluation",
+    "Explanation",
     "InputError",
     "Instance",
     "Plan",
@@ -19,5 +21,6 @@ __all__ = [
     "Violation",
     "check",
     "evaluate",
+    "explain",
     "solve",
 ]

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 DONE, NO, BAD_INPUT = 0, 1, 2
 INTERRUPTED = 130
 MOST_EXPLAINED = 20
+EXPLAIN_SECONDS = 2.0
 MOST_BYTES = 2**32
 OPTIONS = ("solver", "engine", "time_limit", "threads", "seed", "deterministic")
 
@@ -279,7 +280,11 @@ def _solve(arguments: argparse.Namespace) -> int:
     read = time.monotonic() - began
     result = solve(instance, profile)
     seconds = result.seconds.model_copy(update={"read": read})
-    reasons = explain(instance, result.plan, MOST_EXPLAINED) if not result.violations else []
+    reasons = (
+        explain(instance, result.plan, MOST_EXPLAINED, EXPLAIN_SECONDS)
+        if not result.violations
+        else []
+    )
     result = result.model_copy(update={"seconds": seconds, "unmet": _with_reasons(result, reasons)})
     if arguments.out is not None:
         _write(arguments.out, result.plan.to_json() + "\n")
@@ -340,7 +345,7 @@ def _unmet_table(result: Result) -> Table:
             Text(clean(each.service)),
             Text(clean(each.role)),
             *(f"{number:g}" for number in numbers),
-            Text(clean(each.reason or "")),
+            Text(clean(each.reason or "see heteroplace explain")),
         )
     if len(shown) < len(result.unmet):
         table.caption = f"and {len(result.unmet) - len(shown)} more roles, see --json"

@@ -8,6 +8,7 @@ together may.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
@@ -62,7 +63,9 @@ class Explanation(Noun):
     reason: str
 
 
-def explain(instance: Instance, plan: Plan, most: int | None = None) -> list[Explanation]:
+def explain(
+    instance: Instance, plan: Plan, most: int | None = None, seconds: float | None = None
+) -> list[Explanation]:
     """Say why each role with unmet capacity is short.
 
     Parameters
@@ -72,7 +75,9 @@ def explain(instance: Instance, plan: Plan, most: int | None = None) -> list[Exp
     plan
         A valid plan.
     most
-        Explain only that many services, the shortest first; null for all.
+        Explain only that many services, those with most unmet GPUs first; null for all.
+    seconds
+        Begin no further service after that time; null for no limit.
 
     Returns
     -------
@@ -91,7 +96,10 @@ def explain(instance: Instance, plan: Plan, most: int | None = None) -> list[Exp
             short.setdefault(outcome.service, []).append(outcome)
     ordered = sorted(short, key=lambda name: -sum(each.unmet_gpus for each in short[name]))
     found: list[Explanation] = []
+    began = time.monotonic()
     for name in ordered[:most]:
+        if seconds is not None and time.monotonic() - began > seconds:
+            break
         constraint, reason = _reason(instance, plan, evaluation, name)
         found.extend(
             Explanation(

@@ -52,7 +52,8 @@ def refuse_duplicate_keys(text: str | bytes, source: str) -> None:
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
     """Write a file so that it is there whole or not at all."""
-    target = Path(path)
+    # A link stays a link: what it points to is written.
+    target = Path(os.path.realpath(path))
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
         try:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 import os
 import tomllib
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, model_validator
 
 from heteroplace.errors import InputError
 from heteroplace.files import read_bytes, validated
@@ -50,6 +50,12 @@ class Profile(Noun):
     threads: Annotated[int, Field(ge=1, le=1024, strict=True)] | None = None
     seed: Annotated[int, Field(ge=0, lt=2**31, strict=True)] = 0
     deterministic: bool = False
+
+    @model_validator(mode="after")
+    def _engine_of_milp(self) -> Self:
+        if self.engine is not None and self.solver != "milp":
+            raise InputError("engine", f"is for solver milp, not {self.solver}; drop one of them")
+        return self
 
     @classmethod
     def from_file(cls, path: str | os.PathLike[str]) -> Profile:

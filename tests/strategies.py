@@ -130,6 +130,7 @@ LEVELS = (
     ("region", "s2", "s1", "s0"),
 )
 CAPACITIES = (1, 1, 1, 2, 3, "1/2", "2/3", 1.5, 0.1, 4)
+TOKENS = (1375.5, 2048, 917.25, 688.125, 5120)
 BANDS: tuple[Data, ...] = (
     {"min": "1/2", "max": 2},
     {"min": 1, "max": 1},
@@ -237,7 +238,7 @@ class _Builder:
 
     def _service(self, number: int) -> Data:
         names = self.pick(ROLES)[: self.pick((2, 2, 2, 1, 3))][: self.size.roles]
-        self.varied = self.chance(50)  # capacities
+        self.capacities = self.pick(((1,), (1,), CAPACITIES, CAPACITIES, TOKENS))
         service: Data = {
             "name": f"service-{number}",
             "priority": self.pick((0, 0, 5, -1)),
@@ -287,8 +288,8 @@ class _Builder:
         if self.chance(40 if kind == "one" else 60):
             one_type = len({pod["gpu_type"] for pod in shape["pods"]}) == 1
             shape["level"] = self.pick((*self.levels, "node") if one_type else self.levels)
-        if self.varied and self.chance(70):
-            shape["capacity"] = self.pick(CAPACITIES)
+        if self.capacities != (1,) and self.chance(70 if 1 in self.capacities else 100):
+            shape["capacity"] = self.pick(self.capacities)
         if self.chance(30):
             shape["cost"] = self.pick((0, 1, 3, "1/2", 0.75))
         return shape

@@ -144,17 +144,20 @@ def test_options_override_the_profile(capsys: Capture, tmp_path: Path) -> None:
     profile.write_text('solver = "milp"\nengine = "CBC"\nseed = 5\ntime_limit = 9.0\n', "utf-8")
     _, out, _ = run(
         *(capsys, "solve", QUICKSTART, "--json", "--profile", profile, "--seed", 6),
-        *("--solver", "highs", "--threads", 1, "--deterministic"),
+        *("--engine", "HiGHS", "--threads", 1, "--deterministic"),
     )
     used = json.loads(out)["profile"]
     assert used == {
-        "solver": "highs",
-        "engine": "CBC",
+        "solver": "milp",
+        "engine": "HiGHS",
         "time_limit": 9.0,
         "threads": 1,
         "seed": 6,
         "deterministic": True,
     }
+    assert "--engine: is for solver milp, not highs" in refused(
+        capsys, "solve", QUICKSTART, "--profile", profile, "--solver", "highs"
+    )
 
 
 @pytest.mark.parametrize("seconds", ["inf", "1e300", "1e10"])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import shlex
 import subprocess
 import sys
 from collections import Counter, defaultdict
@@ -12,12 +14,14 @@ from pathlib import Path
 import pytest
 
 from heteroplace import InputError, Instance, Plan, check, evaluate
+from heteroplace.cli import main
 from heteroplace.generate import FAMILIES, Family, family_from, from_inventory, generate
-from heteroplace.models import ServedModel, load_models, models_from_csv, same_gpu
+from heteroplace.models import ALIASES, ServedModel, load_models, models_from_csv, same_gpu
 from heteroplace.topology import TreeView
 
 ROOT = Path(__file__).parents[1]
 MODELS = ROOT / "models"
+PAGE = (ROOT / "docs" / "generate.md").read_text(encoding="utf-8")
 DATA = Path(os.environ.get("HETEROPLACE_DATA", ROOT.parent / "shared" / "data"))
 INVENTORY = DATA / "derived" / "nodes_alibaba2026_s0s1s2.csv"
 CAPACITY = DATA / "aiconfigurator" / "capacity_by_gpu_role.csv"
@@ -570,3 +574,56 @@ def test_the_load_of_a_real_inventory_is_spread_over_its_types() -> None:
             worth = max(shape.capacity / shape.gpus for shape in role.shapes)
             least[name] += role.target / worth
     assert 0.3 * usable < sum(least.values()) <= 0.81 * usable
+
+
+# ------------------------------------------------------------------------------ docs/generate.md
+
+
+def rows(heading: str) -> dict[str, list[str]]:
+    """Cells of the table below a heading of the page, by the name in the first cell."""
+    section = PAGE.split(f"## {heading}\n")[1].split("\n## ")[0]
+    found = re.findall(r"^\| `([^`]+)` \|(.*)\|$", section, re.M)
+    return {name: [cell.strip() for cell in cells.split("|")] for name, cells in found}
+
+
+def test_the_page_names_every_knob_and_its_default() -> None:
+    knobs = rows("Knobs")
+    assert list(knobs) == list(Family.model_fields)
+    plain = Family(name="small")
+    for knob, (default, *_) in knobs.items():
+        if knob not in ("name", "description"):
+            family = family_from("small", {knob: default.strip("`")})
+            assert getattr(family, knob) == getattr(plain, knob), knob
+
+
+def test_the_page_shows_every_family_as_generated(capsys: pytest.CaptureFixture[str]) -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", PAGE, re.S)
+    exec(compile(code, "generate.md", "exec"), {})
+    shown = [" ".join([name, *cells[:5]]) for name, cells in rows("Families").items()]
+    assert shown == capsys.readouterr().out.splitlines()
+    assert list(rows("Families")) == list(FAMILIES)
+
+
+def test_the_commands_of_the_page_print_what_it_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (nodes,) = re.findall(r"```csv\n(.*?)```", PAGE, re.S)
+    table(tmp_path, nodes)
+    (tmp_path / "models").symlink_to(MODELS)
+    monkeypatch.chdir(tmp_path)
+    commands = re.findall(r"^\$ heteroplace (.*)\n(.*)$", PAGE, re.M)
+    assert len(commands) == PAGE.count("$ heteroplace")
+    for command, output in commands:
+        assert main(shlex.split(command)) == 0
+        assert capsys.readouterr().err.strip() == output
+
+
+def test_the_page_names_every_alias_and_shows_a_served_model() -> None:
+    names = {
+        name: re.findall(r"`([^`]+)`", cells[0]) for name, cells in rows("Served models").items()
+    }
+    assert {system: names.get(system) for system in ALIASES} == {
+        system: list(aliases) for system, aliases in ALIASES.items()
+    }
+    (model,) = re.findall(r"```json\n(.*?)```", PAGE, re.S)
+    assert set(ServedModel.from_json(model).roles) == {"prefill", "decode"}

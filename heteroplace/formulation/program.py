@@ -121,7 +121,7 @@ class Program:
         values = {column: value for column, value in terms.items() if value}
         distinct = set(values.values())
         scale = lcm(constant.denominator, *(value.denominator for value in distinct))
-        exact = scale <= FINEST_SCALE
+        exact = self._fits(values, constant, scale)
         if not exact:
             scale = FINEST_SCALE
         scaled = {value: round(value * scale) for value in distinct}
@@ -140,6 +140,15 @@ class Program:
                 exact=exact,
             )
         )
+
+    def _fits(self, values: Mapping[int, Fraction | int], constant: Fraction, scale: int) -> bool:
+        """Whether the step stays below 62 bits at every solution when multiplied by a scale."""
+        reach = abs(constant)
+        for column, value in values.items():
+            reach += abs(Fraction(value)) * max(abs(self.lower[column]), abs(self.upper[column]))
+            if reach * scale >= INFINITE:
+                return False
+        return True
 
     @property
     def shape(self) -> tuple[int, int, int]:

@@ -35,31 +35,22 @@ class Family(Noun):
 
     Parameters
     ----------
-    name
-        Name of the family.
-    description
-        What it is for, in one sentence.
+    name, description
+        Name of the family; what it is for, in one sentence.
     scale
         Factor on the number of GPUs and of services; the shape of the tree shrinks with it from
         the top.
-    s2
-        S2 domains.
-    s1_per_s2
-        S1 domains in each S2.
-    nodes_per_s1
-        Nodes in each S1.
+    s2, s1_per_s2, nodes_per_s1
+        S2 domains, S1 domains in each of them, and nodes in each S1.
     gpus_per_node
         GPUs of a node; each S1 draws one of the values.
     gpu_types
         GPU types with their shares of the GPUs, as weights.
-    hetero_s1
-        Share of the S1 that hold two GPU types (tier *high*); at most ``hetero_s2``.
-    hetero_s2
-        Share of the S2 that hold several GPU types (tiers *medium* and *high*).
-    cordoned
-        Share of the nodes that are not schedulable.
-    reserved
-        Share of the nodes that hold back up to half of their GPUs.
+    hetero_s1, hetero_s2
+        Shares of the S1 that hold two GPU types (tier *high*) and of the S2 that hold several
+        (tiers *medium* and *high*); the first is at most the second.
+    cordoned, reserved
+        Shares of the nodes that are not schedulable and that hold back up to half of their GPUs.
     services
         Number of services.
     priorities
@@ -98,10 +89,8 @@ class Family(Noun):
         Share of the changing services that scale in; the others scale out.
     draining
         Share of the running units that drain.
-    cycle
-        Rules of the cycle.
-    objective
-        Weights and prices.
+    cycle, objective
+        Rules of the cycle; weights and prices.
     """
 
     name: Name

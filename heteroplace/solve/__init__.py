@@ -206,7 +206,8 @@ class _Run:
             self.timed("solve", began)
         self.outcomes = walk.steps
         self.units = [step.unit for step in model.program.steps]
-        if all(step.proven for step in walk.steps):
+        self.forget_inexact(model)
+        if all(step.proven for step in self.outcomes):
             self.stop = "proven"
         else:
             self.stop = "time_limit" if walk.late else "not_proven"
@@ -218,6 +219,18 @@ class _Run:
         decision = extract(model, walk.solution)
         self.timed("assign", began)
         return decision
+
+    def forget_inexact(self, model: Model) -> None:
+        """A step that had to be rounded proves nothing, neither for itself nor for later ones."""
+        for index, step in enumerate(model.program.steps):
+            if not step.exact:
+                for outcome in self.outcomes[index:]:
+                    outcome.bound = None
+                self.notes.append(
+                    f"the numbers are too fine to prove {step.name} exactly; round capacities, "
+                    "prices and weights to fewer digits"
+                )
+                return
 
     def better(self, found: Decision | None, best: _Candidate) -> _Candidate:
         if found is None:

@@ -75,10 +75,8 @@ class CpSatEngine:
         solver.parameters.catch_sigint_signal = False  # Ctrl-C belongs to the caller
         status = solver.solve(model)
         if status not in (cp_model.OPTIMAL, cp_model.FEASIBLE):
-            bound = None
-            if status == cp_model.UNKNOWN and np.isfinite(solver.best_objective_bound):
-                bound = int(np.ceil(solver.best_objective_bound - 1e-6)) + step.constant
-            return Answer(None, bound)
+            # Stopped before it had a solution, CP-SAT reports 0, which is no bound.
+            return Answer(None, None)
         found = np.array(solver.response_proto.solution, np.int64)
         if status == cp_model.OPTIMAL:
             return Answer(found, step.value(found))

@@ -26,6 +26,7 @@ LARGE = 2000
 MERGED_SHARE = 0.4
 RELAXATION_SHARE = 0.3
 STEP_SHARE = 0.5
+ENDED_BY_TIME = 0.9
 DOMINANCE = 300.0
 MERGED_SCALE = 100
 
@@ -106,7 +107,7 @@ class Walk:
     steps
         Outcome of each step, in order.
     late
-        Whether the time ran out.
+        Whether the time ran out, for a step or for all.
     """
 
     solution: Ints | None
@@ -144,7 +145,7 @@ def walk_steps(
     walker.improve_all_at_once()
     walker.bound_all()
     walker.minimise_in_order()
-    return Walk(walker.best, walker.outcomes, walker.late)
+    return Walk(walker.best, walker.outcomes, walker.late or walker.cut_short)
 
 
 class _Walker:
@@ -161,6 +162,7 @@ class _Walker:
         self.steps = steps
         self.deadline = deadline
         self.late = False
+        self.cut_short = False
         self.best: Ints | None = None
         self.outcomes = [StepOutcome(None, _floor(step, arrays)) for step in steps]
         self.offer(start)
@@ -240,9 +242,13 @@ class _Walker:
                 later = any(place > index for place in self.open_steps())
                 seconds = self.seconds(STEP_SHARE if later else 1.0)
                 if not self.late:
+                    began = time.monotonic()
                     answer = self.engine.minimise(step, self.best, seconds)
                     self.offer(answer.solution)
                     self.raise_bound(index, answer.bound)
+                    if seconds is not None and not outcome.proven:
+                        spent = time.monotonic() - began
+                        self.cut_short = self.cut_short or spent >= ENDED_BY_TIME * seconds
                     self.seconds(1.0)
             if outcome.value is None:
                 for unknown in self.outcomes[index + 1 :]:

@@ -88,7 +88,9 @@ class _Group:
         self.delivered[member.role] = self.delivered.get(member.role, ZERO) + capacity
 
     def drop(self, member: _Member, capacity: Fraction) -> None:
-        self.members.remove(member)
+        # A unit that is undone was added last.
+        place = next(i for i in reversed(range(len(self.members))) if self.members[i] is member)
+        del self.members[place]
         self.delivered[member.role] -= capacity
 
     def remember(self) -> None:
@@ -641,7 +643,9 @@ class _GreedyPods(_Base):
         """A group of the domain with room under its limits; null when none may be opened."""
         most = service.limits.max_instances_per_group
         for group in self.of_service[service.name]:
-            if group.domain == domain and (most is None or len(group.members) < most):
+            counted = bool(group.members) or group.occupied or self.may_open(service)
+            room = most is None or len(group.members) < most
+            if group.domain == domain and counted and room:
                 return group
         return self.new_group(service, domain) if self.may_open(service) else None
 

@@ -134,7 +134,7 @@ class MilpEngine:
 
     def _add_row(self, index: Ints, values: Ints, low: int, high: int) -> None:
         starts = np.array([0, len(values)], np.int64)
-        factor = float(row_factors(starts, values)[0])
+        factor = float(row_factors(starts, values)[0]) if self._engine == DEFAULT else 1.0
         scaled = (values * factor).astype(np.float64) if factor < 1 else values
         expression = self._expression(index, scaled)
         if low == high:

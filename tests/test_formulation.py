@@ -1,0 +1,381 @@
+"""The integer program says what the evaluator says, and its parts are exact."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections import Counter
+from collections.abc import Callable
+from fractions import Fraction
+from functools import cache
+from itertools import product
+from typing import Any
+
+import numpy as np
+import pytest
+from ortools.sat.python import cp_model
+from strategies import random_instance
+
+from heteroplace import Instance, Plan, Profile, check, evaluate, solve
+from heteroplace.decision import Decision
+from heteroplace.formulation import Model, build, extract, hint
+from heteroplace.formulation.packing import Pool, is_chain
+from heteroplace.formulation.program import INFINITE, LateError, Program
+from heteroplace.solve.cpsat import CpSatEngine
+from heteroplace.solve.engine import UnsuitedError, walk_steps
+from heteroplace.solve.greedy import greedy
+from heteroplace.solve.highs import HighsEngine
+from heteroplace.topology import TreeView
+
+Values = tuple[Fraction, ...]
+
+BLOCKS = 12
+PER_BLOCK = 20
+
+
+@cache
+def case(seed: int) -> tuple[Instance, TreeView, Model]:
+    instance = random_instance(random.Random(seed), "small" if seed % 2 else "tiny")
+    tree = TreeView(instance)
+    return instance, tree, build(tree)
+
+
+def seeds(block: int) -> range:
+    return range(5000 + PER_BLOCK * block, 5000 + PER_BLOCK * (block + 1))
+
+
+def program_values(model: Model, x: Any) -> Values:
+    return tuple(step.unit * step.value(x) for step in model.program.steps)
+
+
+def judged(instance: Instance, tree: TreeView, decision: Decision) -> tuple[Plan, Values]:
+    plan = decision.plan(tree)
+    assert check(instance, plan) == []
+    return plan, evaluate(instance, plan).values
+
+
+def expressed(seed: int, decision: Decision) -> Any:
+    """The hint of a decision, which must be feasible and worth what the plan is worth."""
+    instance, tree, model = case(seed)
+    _, worth = judged(instance, tree, decision)
+    x = hint(model, decision)
+    assert x is not None, seed
+    arrays = model.program.arrays()
+    broken = [(model.program.row_unit[row], row) for row in arrays.broken_rows(x)]
+    assert broken == [], seed
+    assert arrays.feasible(x), seed
+    assert all(step.exact for step in model.program.steps), seed
+    assert program_values(model, x) == worth, seed
+    return x
+
+
+# --------------------------------------------------------------------------------------------
+# The program and the evaluator
+# --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("block", range(BLOCKS))
+def test_hints_are_exact(block: int) -> None:
+    for seed in seeds(block):
+        instance, tree, model = case(seed)
+        assert [step.name for step in model.program.steps] == [
+            step.name for step in evaluate(instance, Plan()).steps
+        ]
+        nothing = program_values(model, expressed(seed, Decision()))
+        decision = greedy(tree)
+        x = expressed(seed, decision)
+        assert program_values(model, x) <= nothing, seed
+        before = x.copy()
+        _, worth = judged(instance, tree, extract(model, x))
+        assert worth <= program_values(model, x), seed
+        assert np.array_equal(x, before)
+
+
+@pytest.mark.parametrize("kind", [HighsEngine, CpSatEngine])
+@pytest.mark.parametrize("block", range(BLOCKS))
+def test_solutions_are_plans_of_that_worth(block: int, kind: Any) -> None:
+    for seed in seeds(block):
+        instance, tree, model = case(seed)
+        engine, arrays = kind(), model.program.arrays()
+        try:
+            engine.load(arrays, Profile(threads=1))
+        except UnsuitedError:
+            continue
+        walk = walk_steps(engine, arrays, model.program.steps, None, time.monotonic() + 20)
+        if walk.solution is None:
+            assert kind is HighsEngine, seed  # only CP-SAT needs no start
+            continue
+        decision = extract(model, walk.solution)
+        _, worth = judged(instance, tree, decision)
+        found = program_values(model, walk.solution)
+        assert worth <= found, seed
+        if all(step.proven for step in walk.steps):
+            # What is proven best cannot be beaten by its own plan.
+            assert worth == found, seed
+        # And back: the plan, now with names, is a solution again.
+        expressed(seed, decision)
+
+
+def test_without_a_start_engines_find_one() -> None:
+    found = Counter[str]()
+    for seed in seeds(0):
+        _, _, model = case(seed)
+        arrays = model.program.arrays()
+        for kind in (HighsEngine, CpSatEngine):
+            engine = kind()
+            engine.load(arrays, Profile(threads=1))
+            walk = walk_steps(engine, arrays, model.program.steps, None, time.monotonic() + 20)
+            found[engine.name] += walk.solution is not None
+    assert min(found.values()) >= PER_BLOCK - 2
+
+
+@pytest.mark.parametrize("block", range(0, BLOCKS, 3))
+def test_a_larger_program_of_the_same_instance_is_the_same(block: int) -> None:
+    """Building depends on nothing but the instance."""
+    for seed in seeds(block):
+        instance, _, model = case(seed)
+        again = build(TreeView(Instance.from_json(instance.to_json()))).program
+        assert again.shape == model.program.shape
+        assert again.row_upper == model.program.row_upper
+        assert again.columns == model.program.columns
+        assert again.coefficients == model.program.coefficients
+
+
+# --------------------------------------------------------------------------------------------
+# Packing
+# --------------------------------------------------------------------------------------------
+
+# Sizes, free GPUs of nodes that are no longer whole, GPUs of whole nodes.
+POOLS: list[tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]] = [
+    ((1, 2, 4), (7, 3, 4), ()),
+    ((1, 2, 4, 8), (5,), (8, 8)),
+    ((8,), (8, 8), ()),
+    ((2, 8), (), (8, 8)),
+    ((4,), (5,), (8, 8)),
+    ((2, 6), (7,), (6, 8)),
+    ((3, 6), (6, 5), (8, 6)),
+    ((3, 5, 6), (8, 8), ()),
+    ((3, 5, 6), (11,), ()),
+    ((3, 5, 6), (7,), (8, 8)),
+    ((2, 3), (7, 5), ()),
+    ((2, 3), (4,), (6, 6)),
+    ((2, 3, 8), (5,), (8, 8)),
+    ((3, 4), (8,), (4, 8)),
+    ((5, 7), (), (7, 12)),
+    ((1, 3, 4), (6,), (8,)),
+]
+
+
+def drawn(seed: int) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+    rng = random.Random(seed)
+    sizes = tuple(sorted(rng.sample(range(1, 9), rng.randint(1, 3))))
+    nodes = [rng.randint(sizes[0], 10) for _ in range(rng.randint(1, 4))]
+    whole = [rng.random() < 0.5 and gpus > sizes[0] for gpus in nodes]
+    return (
+        sizes,
+        tuple(gpus for gpus, is_whole in zip(nodes, whole, strict=True) if not is_whole),
+        tuple(gpus for gpus, is_whole in zip(nodes, whole, strict=True) if is_whole),
+    )
+
+
+def pool_of(
+    sizes: tuple[int, ...], free: tuple[int, ...], whole: tuple[int, ...]
+) -> tuple[Pool, Program]:
+    program = Program()
+    counts = {size: program.column(sum(gpus // size for gpus in free + whole)) for size in sizes}
+    by_gpus: dict[int, list[int]] = {}
+    for number, gpus in enumerate(whole, len(free)):
+        by_gpus.setdefault(gpus, []).append(number)
+    pool = Pool(dict(enumerate(free)), by_gpus, counts)
+    pool.add(program)
+    return pool, program
+
+
+def packings(
+    sizes: tuple[int, ...], free: tuple[int, ...], whole: tuple[int, ...]
+) -> dict[tuple[int, ...], int]:
+    """Every vector of counts that fits, with the fewest whole nodes broken for it."""
+    best = {(0,) * len(sizes): 0}
+    for number, gpus in enumerate(free + whole):
+        inside = {
+            counts: int(
+                number >= len(free)
+                and any(counts)
+                and not (sum(counts) == 1 and sizes[counts.index(1)] == gpus)
+            )
+            for counts in product(*(range(gpus // size + 1) for size in sizes))
+            if sum(count * size for count, size in zip(counts, sizes, strict=True)) <= gpus
+        }
+        following: dict[tuple[int, ...], int] = {}
+        for (known, cost), (more, extra) in product(best.items(), inside.items()):
+            total = tuple(map(sum, zip(known, more, strict=True)))
+            following[total] = min(following.get(total, 10**6), cost + extra)
+        best = following
+    return best
+
+
+def solved(program: Program, fixed: dict[int, int], minimised: list[int]) -> list[int] | None:
+    """A solution with some columns fixed and the sum of others least; null when there is none."""
+    model = cp_model.CpModel()
+    columns = [
+        model.new_int_var(*((fixed[index],) * 2 if index in fixed else (low, high)), "")
+        for index, (low, high) in enumerate(zip(program.lower, program.upper, strict=True))
+    ]
+    for row, (low, high) in enumerate(zip(program.row_lower, program.row_upper, strict=True)):
+        part = slice(program.starts[row], program.starts[row + 1])
+        terms = [columns[column] for column in program.columns[part]]
+        expression = cp_model.LinearExpr.weighted_sum(terms, program.coefficients[part])
+        model.add_linear_constraint(expression, low, high)
+    model.minimize(sum(columns[column] for column in minimised))
+    solver = cp_model.CpSolver()
+    solver.parameters.num_workers = 1
+    if solver.solve(model) != cp_model.OPTIMAL:
+        return None
+    return [int(solver.value(column)) for column in columns]
+
+
+@pytest.mark.parametrize(
+    "given", [*POOLS, *(drawn(seed) for seed in range(24))], ids=lambda each: f"{each}"
+)
+def test_packing_is_exact(given: Any) -> None:
+    sizes, free, whole = given
+    fits = packings(*given)
+    pool, program = pool_of(*given)
+    everything = list(product(*(range(program.upper[pool.counts[size]] + 1) for size in sizes)))
+    rng = random.Random(0)
+    for counts in rng.sample(everything, min(60, len(everything))):
+        fixed = {pool.counts[size]: count for size, count in zip(sizes, counts, strict=True)}
+        x = solved(program, fixed, list(pool.broken.values()))
+        assert (x is not None) == (counts in fits), counts
+        if x is None:
+            continue
+        broken = sum(x[column] for column in pool.broken.values())
+        assert broken == fits[counts], counts
+        placed = pool.assign(x)
+        assert Counter(size for size, _ in placed) == Counter(dict(zip(sizes, counts, strict=True)))
+        arrivals: dict[int, list[int]] = {}
+        for size, node in placed:
+            arrivals.setdefault(node, []).append(size)
+        gpus = dict(enumerate(free + whole))
+        assert all(sum(found) <= gpus[node] for node, found in arrivals.items()), counts
+        split = sum(node >= len(free) and found != [gpus[node]] for node, found in arrivals.items())
+        assert split <= broken, counts
+        # And back: the named blocks are a solution no worse.
+        again = [0] * len(program.lower)
+        for size, _ in placed:
+            again[pool.counts[size]] += 1
+        pool.hint(arrivals, again)
+        assert program.arrays().feasible(np.array(again, np.int64)), counts
+        assert sum(again[column] for column in pool.broken.values()) == split
+
+
+def test_chains() -> None:
+    assert is_chain(dict.fromkeys((1, 2, 4, 8), 0))
+    assert is_chain(dict.fromkeys((3, 6), 0))
+    assert is_chain({5: 0})
+    assert not is_chain(dict.fromkeys((2, 3), 0))
+    assert not is_chain(dict.fromkeys((1, 4, 6), 0))
+
+
+# --------------------------------------------------------------------------------------------
+# The program
+# --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_a_row_keeps_its_integer_points(seed: int) -> None:
+    rng = random.Random(seed)
+    factor = rng.choice((1, 2, 3, 6, 10))
+    terms = [(rng.randrange(3), factor * rng.randint(-4, 4)) for _ in range(rng.randint(0, 5))]
+    lower = rng.choice((-INFINITE, rng.randint(-30, 5)))
+    upper = rng.choice((INFINITE, max(lower, -20) + rng.randint(0, 25)))
+    program = Program()
+    for _ in range(3):
+        program.column(3, -3)
+    program.row("x", terms, lower, upper)
+    arrays = program.arrays()
+    for point in product(range(-3, 4), repeat=3):
+        value = sum(coefficient * point[column] for column, coefficient in terms)
+        assert arrays.feasible(np.array(point, np.int64)) == (lower <= value <= upper)
+
+
+def test_a_row_takes_a_mapping_and_merges_columns() -> None:
+    program = Program()
+    program.column(9)
+    program.column(9)
+    program.row("x", {0: 4, 1: 6}, upper=9)
+    program.row("x", [(0, 1), (1, 2), (0, -1)], lower=3)
+    program.row("x", [], upper=-1)
+    assert (program.columns, program.coefficients) == ([0, 1, 1], [2, 3, 1])
+    assert (program.row_lower, program.row_upper) == ([-INFINITE, 2, -INFINITE], [4, INFINITE, -1])
+    assert list(program.arrays().broken_rows(np.array([0, 2]))) == [0, 2]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_step_is_exact(seed: int) -> None:
+    rng = random.Random(seed)
+    values = {column: Fraction(rng.randint(-20, 20), rng.randint(1, 12)) for column in range(4)}
+    constant = Fraction(rng.randint(-9, 9), rng.randint(1, 9))
+    program = Program()
+    for _ in range(4):
+        program.column(5)
+    program.step("cost", values, constant)
+    (step,) = program.steps
+    assert step.exact
+    for _ in range(5):
+        x = [rng.randint(0, 5) for _ in range(4)]
+        exact = constant + sum(values[column] * x[column] for column in range(4))
+        assert step.unit * step.value(np.array(x)) == exact
+
+
+def test_a_step_too_fine_is_rounded_and_says_so() -> None:
+    program = Program()
+    for _ in range(3):
+        program.column(5)
+    primes = (10**9 + 7, 10**9 + 9, 998244353)
+    program.step("cost", {n: Fraction(1, prime) for n, prime in enumerate(primes)}, Fraction(1, 3))
+    (step,) = program.steps
+    assert not step.exact
+    assert abs(step.unit * step.value(np.array([5, 5, 5])) - Fraction(1, 3)) < Fraction(1, 10**7)
+
+
+def test_numbers_beyond_63_bits_are_refused() -> None:
+    for upper, coefficient in ((1, 2**63), (2**31, 2**32)):
+        program = Program()
+        program.column(upper)
+        program.row("x", [(program.column(upper), coefficient), (0, 1)], upper=5)
+        with pytest.raises(OverflowError):
+            program.arrays()
+
+
+@pytest.mark.parametrize(
+    "add", [lambda program: program.column(1), lambda program: program.row("x", [], upper=1)]
+)
+def test_a_deadline_in_the_past(add: Callable[[Program], object]) -> None:
+    program = Program(time.monotonic() - 1)
+
+    def many() -> None:
+        for _ in range(10**4):
+            add(program)
+
+    with pytest.raises(LateError):
+        many()
+
+
+def test_building_late() -> None:
+    tree = TreeView(random_instance(random.Random(0), "large"))
+    with pytest.raises(LateError):
+        build(tree, time.monotonic() - 1)
+    assert build(tree, time.monotonic() + 1000).program.shape == build(tree).program.shape
+
+
+def test_solving_late_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def late(*_: object) -> None:
+        raise LateError
+
+    monkeypatch.setitem(solve.__globals__, "build", late)
+    instance = random_instance(random.Random(5), "small")
+    result = solve(instance)
+    assert (result.status, result.stop_reason) == ("feasible", "time_limit")
+    assert "time limit" in result.notes[0]
+    assert result.plan == solve(instance, Profile(solver="greedy")).plan
