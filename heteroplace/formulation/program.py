@@ -37,6 +37,8 @@ class ProgramStep:
         Value of 1.
     exact
         Whether the integer coefficients are the rational ones without rounding.
+    exact_at_zero
+        Whether a value of 0 is the least one and means the same before and after rounding.
     """
 
     name: str
@@ -45,6 +47,7 @@ class ProgramStep:
     constant: int
     unit: Fraction
     exact: bool
+    exact_at_zero: bool = False
 
     def value(self, x: Ints) -> int:
         """Value of a solution in units, constant included."""
@@ -138,6 +141,10 @@ class Program:
                 constant=offset // divisor,
                 unit=Fraction(divisor, scale),
                 exact=exact,
+                exact_at_zero=not constant
+                and all(value > 0 for value in distinct)
+                and all(value > 0 for value in scaled.values())
+                and all(self.lower[column] >= 0 for column in values),
             )
         )
 

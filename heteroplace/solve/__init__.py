@@ -223,7 +223,8 @@ class _Run:
     def forget_inexact(self, model: Model) -> None:
         """A step that had to be rounded proves nothing, neither for itself nor for later ones."""
         for index, step in enumerate(model.program.steps):
-            if not step.exact:
+            zero = step.exact_at_zero and self.outcomes[index].value == 0
+            if not (step.exact or zero):
                 for outcome in self.outcomes[index:]:
                     outcome.bound = None
                 self.notes.append(
