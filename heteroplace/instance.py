@@ -16,14 +16,8 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from heteroplace.errors import InputError
-from heteroplace.faults import NODE_LEVEL as NODE_LEVEL
-from heteroplace.faults import SCHEMA as SCHEMA
 from heteroplace.faults import faults
-from heteroplace.files import MAX_BYTES as MAX_BYTES
-from heteroplace.files import input_error as input_error
-from heteroplace.files import read_bytes as read_bytes
-from heteroplace.files import refuse_duplicate_keys
-from heteroplace.files import validated as validated
+from heteroplace.files import MAX_BYTES, read_bytes, refuse_duplicate_keys, validated
 from heteroplace.quantity import NonNegative, Positive
 
 Name = Annotated[str, Field(min_length=1, max_length=256, strict=True)]
