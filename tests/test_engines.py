@@ -24,6 +24,7 @@ from heteroplace.formulation.program import Arrays, Ints, Program, ProgramStep
 from heteroplace.solve.engine import (
     PROVEN_GAP,
     Answer,
+    Caps,
     EngineMissingError,
     StepOutcome,
     rounded,
@@ -84,7 +85,7 @@ def is_greedys(instance: Instance, result: Result, greedys: Result, stop: str) -
 
 
 @pytest.mark.parametrize("error", [RuntimeError, MemoryError, ValueError, AssertionError])
-@pytest.mark.parametrize("method", ["load", "minimise", "cap"])
+@pytest.mark.parametrize("method", ["load", "minimise"])
 @pytest.mark.parametrize("solver", CLASSES)
 def test_a_crash(
     monkeypatch: pytest.MonkeyPatch, solver: Any, method: str, error: type[Exception]
@@ -190,25 +191,25 @@ class Stub:
         self.relaxed = relaxed
         self.arrays: Any = None
         self.asked: list[str] = []
-        self.caps: list[tuple[str, int]] = []
+        self.caps: list[list[tuple[str, int]]] = []
 
     def load(self, arrays: Arrays, profile: Profile) -> None:
         self.arrays = arrays
 
-    def improve(self, step: ProgramStep, start: Ints | None, seconds: float | None) -> Ints | None:
+    def improve(
+        self, step: ProgramStep, caps: Caps, start: Ints | None, seconds: float | None
+    ) -> Ints | None:
         return None
 
-    def relax(
-        self, step: ProgramStep, caps: list[tuple[ProgramStep, int]], seconds: float | None
-    ) -> int | None:
+    def relax(self, step: ProgramStep, caps: Caps, seconds: float | None) -> int | None:
         return None if self.relaxed is None else self.relaxed(step)
 
-    def minimise(self, step: ProgramStep, start: Ints | None, seconds: float | None) -> Answer:
+    def minimise(
+        self, step: ProgramStep, caps: Caps, start: Ints | None, seconds: float | None
+    ) -> Answer:
         self.asked.append(step.name)
+        self.caps.append([(capped.name, value) for capped, value in caps])
         return Answer(None, None) if self.answer is None else self.answer(self.arrays, step, start)
-
-    def cap(self, step: ProgramStep, value: int) -> None:
-        self.caps.append((step.name, value))
 
 
 def stubbed(monkeypatch: pytest.MonkeyPatch, make: Callable[[], Any]) -> Profile:
@@ -425,12 +426,15 @@ def test_a_bound_above_the_value_is_no_proof(above: int) -> None:
 
 
 def test_bounds_and_caps() -> None:
-    arrays, steps = steps_of(({0: 1}, 2), ({1: 1}, 0), ({2: -1}, 0))
+    arrays, steps = steps_of(({0: 1}, 2), ({1: 1}, 0), ({2: -1}, 0), ({0: 2, 2: 2}, 0))
     engine = Stub(lambda _a, step, start: Answer(None, 4 if step.name == "step0" else None))
     walk = walk_steps(engine, arrays, steps, np.array([3, 0, 9]), None)
-    assert walk.steps == [StepOutcome(5, 4), StepOutcome(0, 0), StepOutcome(-9, -9)]
-    assert engine.asked == ["step0"]  # the others are proven by the columns' bounds
-    assert engine.caps == [("step0", 5), ("step1", 0), ("step2", -9)]
+    assert walk.steps == [
+        *(StepOutcome(5, 4), StepOutcome(0, 0), StepOutcome(-9, -9)),
+        StepOutcome(12, 0),
+    ]
+    assert engine.asked == ["step0", "step3"]  # the others are proven by the columns' bounds
+    assert engine.caps == [[], [("step0", 5), ("step1", 0), ("step2", -9)]]
     assert not walk.late
 
 
@@ -441,7 +445,7 @@ def test_without_a_start_and_without_an_answer() -> None:
     assert walk.solution is None
     assert [outcome.value for outcome in walk.steps] == [None, None]
     assert not any(outcome.proven for outcome in walk.steps)
-    assert engine.caps == []
+    assert engine.caps == [[]]
 
 
 @pytest.mark.parametrize(

@@ -64,7 +64,7 @@ def expressed(seed: int, decision: Decision) -> Any:
     broken = [(model.program.row_unit[row], row) for row in arrays.broken_rows(x)]
     assert broken == [], seed
     assert arrays.feasible(x), seed
-    assert all(step.exact for step in model.program.steps), seed
+    assert all(step.quantum == 1 for step in model.program.steps), seed
     assert program_values(model, x) == worth, seed
     return x
 
@@ -291,10 +291,10 @@ def test_a_row_keeps_its_integer_points(seed: int) -> None:
     upper = rng.choice((INFINITE, max(lower, -20) + rng.randint(0, 25)))
     program = Program()
     for _ in range(3):
-        program.column(3, -3)
+        program.column(6)
     program.row("x", terms, lower, upper)
     arrays = program.arrays()
-    for point in product(range(-3, 4), repeat=3):
+    for point in product(range(7), repeat=3):
         value = sum(coefficient * point[column] for column, coefficient in terms)
         assert arrays.feasible(np.array(point, np.int64)) == (lower <= value <= upper)
 
@@ -321,22 +321,36 @@ def test_a_step_is_exact(seed: int) -> None:
         program.column(5)
     program.step("cost", values, constant)
     (step,) = program.steps
-    assert step.exact
+    assert step.quantum == 1
     for _ in range(5):
         x = [rng.randint(0, 5) for _ in range(4)]
         exact = constant + sum(values[column] * x[column] for column in range(4))
         assert step.unit * step.value(np.array(x)) == exact
 
 
-def test_a_step_too_fine_is_rounded_and_says_so() -> None:
+PRIMES = (10**9 + 7, 10**9 + 9, 998244353, 754974721, 167772161)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_step_too_fine_for_63_bits_is_exact_all_the_same(seed: int) -> None:
+    rng = random.Random(seed)
+    values = {n: Fraction(rng.choice((-1, 1, 3)), prime) for n, prime in enumerate(PRIMES)}
+    constant = Fraction(rng.randint(0, 3), 3)
     program = Program()
-    for _ in range(3):
+    for _ in PRIMES:
         program.column(5)
-    primes = (10**9 + 7, 10**9 + 9, 998244353)
-    program.step("cost", {n: Fraction(1, prime) for n, prime in enumerate(primes)}, Fraction(1, 3))
+    program.step("cost", values, constant)
     (step,) = program.steps
-    assert not step.exact
-    assert abs(step.unit * step.value(np.array([5, 5, 5])) - Fraction(1, 3)) < Fraction(1, 10**7)
+    assert step.quantum > 1
+    assert np.abs(step.coefficients).astype(object).sum() * 5 < 2**61
+    for _ in range(20):
+        x = np.array([rng.randint(0, 5) for _ in PRIMES])
+        value = constant + sum(values[column] * int(x[column]) for column in values)
+        assert step.unit * step.value(x) == value
+        # What engines see is never above it, and less than a hundred quanta below.
+        seen = int(step.coefficients @ x)
+        assert step.lower(seen) <= step.value(x) < step.lower(seen) + 100 * step.quantum
+        assert seen <= step.top(step.value(x))
 
 
 def test_numbers_beyond_63_bits_are_refused() -> None:

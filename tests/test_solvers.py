@@ -17,6 +17,8 @@ from oracle import brute_force
 from strategies import instances, random_instance
 
 from heteroplace import Instance, Plan, Profile, Result, check, evaluate, solve
+from heteroplace.formulation import build
+from heteroplace.generate import family_from, generate
 from heteroplace.quantity import parse_number
 from heteroplace.topology import TreeView
 
@@ -239,6 +241,34 @@ def test_a_proof_is_a_proof(text: str, exact: Profile) -> None:
     result = solve(instance, exact)
     assert judge(instance, result) == brute_force(instance, limit=10**6)[0].values
     assert result.status == "optimal"
+
+
+PRIMES = (
+    *(9901, 9907, 9923, 9929, 9931, 9941, 9949, 9967, 9973, 10007, 10009, 10037, 10039, 10061),
+    *(10067, 10069, 10079, 10091),
+)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_numbers_too_fine_for_63_bits_are_proven_all_the_same(seed: int) -> None:
+    knobs = {"services": len(PRIMES), "priorities": [0], "load": 1.3, "s2": 2, "nodes_per_s1": 4}
+    data = json.loads(generate(family_from("small", knobs), seed).to_json())
+    for service, prime in zip(data["services"], PRIMES, strict=True):
+        for role in service["roles"].values():
+            role["target"] = str(max(Fraction(0), Fraction(str(role["target"])) * prime - 1))
+            role.pop("min", None)
+            for shape in role["shapes"]:
+                shape["capacity"] = str(Fraction(str(shape.get("capacity", 1))) * prime)
+    instance = Instance.from_dict(data)
+    assert any(step.quantum > 1 for step in build(TreeView(instance)).program.steps)
+    found = []
+    for name in ("auto", "highs", "cpsat", "milp"):
+        result = solve(instance, EXACT[name])
+        found.append(judge(instance, result))
+        assert result.status == "optimal", name
+        assert all(step.gap is not None and step.gap <= 1e-6 for step in result.steps), name
+    assert found == [found[0]] * len(found)
+    assert max(found[0][:1]) > 0
 
 
 # --------------------------------------------------------------------------------------------

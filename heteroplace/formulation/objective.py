@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from fractions import Fraction
 
 from heteroplace.formulation.constraints import alive_column
@@ -177,8 +177,8 @@ def add_steps(model: Model) -> None:
                     below = True
                     short.add(_shortfall(model, column, demand.target - demand.minimum), weight)
         if below:
-            model.program.step(f"minimum[{priority}]", short.terms, short.constant)
-        model.program.step(f"unmet[{priority}]", unmet.terms, unmet.constant)
+            _step(model, f"minimum[{priority}]", short.terms, short.constant)
+        _step(model, f"unmet[{priority}]", unmet.terms, unmet.constant)
     # Leaver columns that no constraint reads twice keep their own repair weights.
     for leaver in model.leavers:
         gpus = Fraction(_shape(model, leaver).gpus)
@@ -186,11 +186,16 @@ def add_steps(model: Model) -> None:
             if broken:
                 for column in leaver.columns:
                     model.repair(column, -gpus)
-    model.program.step("repair", model.repair_terms, model.repair_constant + _misplaced(model))
+    _step(model, "repair", model.repair_terms, model.repair_constant + _misplaced(model))
     total = Amount()
     for cost in COSTS:
         total.include(cost(model), getattr(instance.objective.weights, cost.__name__))
-    model.program.step("cost", total.terms, total.constant)
+    _step(model, "cost", total.terms, total.constant)
+
+
+def _step(model: Model, name: str, terms: Mapping[int, Fraction | int], constant: Fraction) -> None:
+    # Every step is a sum of amounts of which none is negative: docs/problem.md.
+    model.program.step(name, terms, constant, nonnegative=True)
 
 
 def _shortfall(model: Model, unmet: int, slack: int) -> int:

@@ -9,13 +9,15 @@ import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
+from functools import cached_property
 from math import gcd, lcm
+from operator import mul
 
 import numpy as np
 from numpy.typing import NDArray
 
 INFINITE = 2**62
-FINEST_SCALE = 10**9
+LARGEST_REACH = 2**60
 CHECK_EVERY = 1000
 
 Ints = NDArray[np.int64]
@@ -23,37 +25,60 @@ Ints = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class ProgramStep:
-    """One step of the objective: ``unit * (constant + coefficients @ x)``, minimised.
+    """One step of the objective: ``unit * (constant + exact @ x)``, minimised.
 
     Parameters
     ----------
     name
         As in :class:`heteroplace.plan.Step`.
-    columns, coefficients
-        Sparse integer objective.
+    columns
+        Columns with a coefficient.
+    exact
+        Their integer coefficients, of any size.
     constant
         Integer part that no column changes.
     unit
         Value of 1.
-    exact
-        Whether the integer coefficients are the rational ones without rounding.
-    exact_at_zero
-        Whether a value of 0 is the least one and means the same before and after rounding.
+    quantum
+        What engines count in: the smallest integer that brings the step below 62 bits.
+    nonnegative
+        Whether no solution has a value below 0, though the coefficients alone do not say so.
     """
 
     name: str
     columns: Ints
-    coefficients: Ints
+    exact: tuple[int, ...]
     constant: int
     unit: Fraction
-    exact: bool
-    exact_at_zero: bool = False
+    quantum: int = 1
+    nonnegative: bool = False
+
+    @cached_property
+    def coefficients(self) -> Ints:
+        """What engines minimise, in quanta, rounded down.
+
+        No column is negative, so this never exceeds the true value: a bound of it is a bound of
+        the step, and a solution that keeps the step below a value keeps this below it too.
+        """
+        if self.quantum == 1:
+            return np.array(self.exact, np.int64)
+        return np.array([value // self.quantum for value in self.exact], np.int64)
 
     def value(self, x: Ints) -> int:
-        """Value of a solution in units, constant included."""
-        return self.constant + int(
-            np.dot(self.coefficients.astype(object), x[self.columns].astype(object))
-        )
+        """Value of a solution in units, constant included, exactly."""
+        if self.quantum == 1:
+            return self.constant + int(np.dot(self.coefficients, x[self.columns]))
+        counts: list[int] = x[self.columns].tolist()
+        total: int = sum(map(mul, self.exact, counts))
+        return self.constant + total
+
+    def lower(self, bound: int) -> int:
+        """Lower bound in units, constant included, from one of ``coefficients @ x``."""
+        return self.constant + self.quantum * bound
+
+    def top(self, value: int) -> int:
+        """Most that ``coefficients @ x`` may be where the step is at most a value in units."""
+        return (value - self.constant) // self.quantum
 
 
 class LateError(Exception):
@@ -81,9 +106,9 @@ class Program:
     coefficients: list[int] = field(default_factory=list)
     steps: list[ProgramStep] = field(default_factory=list)
 
-    def column(self, upper: int, lower: int = 0) -> int:
-        """Add an integer column and return its number."""
-        self.lower.append(lower)
+    def column(self, upper: int) -> int:
+        """Add an integer column from 0 to a limit and return its number."""
+        self.lower.append(0)
         self.upper.append(upper)
         if not len(self.lower) % CHECK_EVERY:
             self._check_time()
@@ -119,43 +144,36 @@ class Program:
         if self.deadline is not None and time.monotonic() > self.deadline:
             raise LateError
 
-    def step(self, name: str, terms: Mapping[int, Fraction | int], constant: Fraction) -> None:
+    def step(
+        self,
+        name: str,
+        terms: Mapping[int, Fraction | int],
+        constant: Fraction,
+        *,
+        nonnegative: bool = False,
+    ) -> None:
         """Add an objective step with rational coefficients."""
         values = {column: value for column, value in terms.items() if value}
         distinct = set(values.values())
         scale = lcm(constant.denominator, *(value.denominator for value in distinct))
-        exact = self._fits(values, constant, scale)
-        if not exact:
-            scale = FINEST_SCALE
-        scaled = {value: round(value * scale) for value in distinct}
-        whole = {column: scaled[value] for column, value in values.items()}
-        offset = round(constant * scale)
-        divisor = gcd(offset, *whole.values()) or 1
+        scaled = {value: int(value * scale) for value in distinct}
+        offset = int(constant * scale)
+        divisor = gcd(offset, *scaled.values()) or 1
+        whole = {value: amount // divisor for value, amount in scaled.items()}
+        exact = tuple(whole[value] for value in values.values())
+        most = [self.upper[column] for column in values]
+        reach = sum(map(mul, map(abs, exact), most))
         self.steps.append(
             ProgramStep(
                 name=name,
-                columns=np.fromiter(whole, np.int64, len(whole)),
-                coefficients=np.fromiter(
-                    (value // divisor for value in whole.values()), np.int64, len(whole)
-                ),
+                columns=np.fromiter(values, np.int64, len(values)),
+                exact=exact,
                 constant=offset // divisor,
                 unit=Fraction(divisor, scale),
-                exact=exact,
-                exact_at_zero=not constant
-                and all(value > 0 for value in distinct)
-                and all(value > 0 for value in scaled.values())
-                and all(self.lower[column] >= 0 for column in values),
+                quantum=reach // LARGEST_REACH + 1,
+                nonnegative=nonnegative,
             )
         )
-
-    def _fits(self, values: Mapping[int, Fraction | int], constant: Fraction, scale: int) -> bool:
-        """Whether the step stays below 62 bits at every solution when multiplied by a scale."""
-        reach = abs(constant)
-        for column, value in values.items():
-            reach += abs(Fraction(value)) * max(abs(self.lower[column]), abs(self.upper[column]))
-            if reach * scale >= INFINITE:
-                return False
-        return True
 
     @property
     def shape(self) -> tuple[int, int, int]:

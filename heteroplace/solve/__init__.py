@@ -206,7 +206,6 @@ class _Run:
             self.timed("solve", began)
         self.outcomes = walk.steps
         self.units = [step.unit for step in model.program.steps]
-        self.forget_inexact(model)
         if all(step.proven for step in self.outcomes):
             self.stop = "proven"
         else:
@@ -219,19 +218,6 @@ class _Run:
         decision = extract(model, walk.solution)
         self.timed("assign", began)
         return decision
-
-    def forget_inexact(self, model: Model) -> None:
-        """A step that had to be rounded proves nothing, neither for itself nor for later ones."""
-        for index, step in enumerate(model.program.steps):
-            zero = step.exact_at_zero and self.outcomes[index].value == 0
-            if not (step.exact or zero):
-                for outcome in self.outcomes[index:]:
-                    outcome.bound = None
-                self.notes.append(
-                    f"the numbers are too fine to prove {step.name} exactly; round capacities, "
-                    "prices and weights to fewer digits"
-                )
-                return
 
     def better(self, found: Decision | None, best: _Candidate) -> _Candidate:
         if found is None:
@@ -295,10 +281,14 @@ class _Run:
         steps = []
         for index, step in enumerate(evaluation.steps):
             bound = None
-            if index < len(self.outcomes):
-                whole = self.outcomes[index].bound
-                if whole is not None:
-                    bound = min(whole * self.units[index], step.value)
+            whole = self.outcomes[index].bound if index < len(self.outcomes) else None
+            if whole is not None:
+                bound = whole * self.units[index]
+                if bound - step.value > abs(step.value) * PROVEN_GAP:
+                    log.error("bound of %s above its value; it is dropped", step.name)
+                    bound = None
+                else:
+                    bound = min(bound, step.value)
             steps.append(_proven_step(step.name, step.value, bound))
         return steps
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
+from math import ceil, ulp
 from typing import Any
 
 import numpy as np
 
 from heteroplace.formulation.program import INFINITE, Arrays, Ints, ProgramStep
 from heteroplace.profile import Profile
-from heteroplace.solve.engine import Answer, EngineMissingError, within
+from heteroplace.solve.engine import Answer, Caps, EngineMissingError, within
 
 WORKERS = 8
 
@@ -31,33 +32,35 @@ class CpSatEngine:
         """Take the rows and bounds; the model is built at the first step that needs it."""
         self._arrays = arrays
         self._profile = profile
-        self._pending: list[tuple[ProgramStep, int]] = []
+        self._caps: list[tuple[ProgramStep, int]] = []
         self._model: Any = None
         _cp_model()
 
-    def improve(self, step: ProgramStep, start: Ints | None, seconds: float | None) -> Ints | None:
+    def improve(
+        self, step: ProgramStep, caps: Caps, start: Ints | None, seconds: float | None
+    ) -> Ints | None:
         """Minimise a step without proof."""
-        return self.minimise(step, start, seconds).solution
+        return self.minimise(step, caps, start, seconds).solution
 
-    def relax(
-        self, step: ProgramStep, caps: list[tuple[ProgramStep, int]], seconds: float | None
-    ) -> int | None:
+    def relax(self, step: ProgramStep, caps: Caps, seconds: float | None) -> int | None:
         """No bound of its own: CP-SAT's proofs stay independent of floating-point solvers."""
         return None
 
-    def cap(self, step: ProgramStep, value: int) -> None:
-        """Keep a step at or below a value."""
-        if len(step.columns):
-            self._pending.append((step, value))
-
-    def minimise(self, step: ProgramStep, start: Ints | None, seconds: float | None) -> Answer:
+    def minimise(
+        self, step: ProgramStep, caps: Caps, start: Ints | None, seconds: float | None
+    ) -> Answer:
         """Minimise a step."""
-        return within(seconds, lambda: self._minimise(step, start, seconds)) or Answer(None, None)
+        answer = within(seconds, lambda: self._minimise(step, caps, start, seconds))
+        if answer is None:
+            self._model = None  # The thread that was left behind may still use it.
+        return answer or Answer(None, None)
 
-    def _minimise(self, step: ProgramStep, start: Ints | None, seconds: float | None) -> Answer:
+    def _minimise(
+        self, step: ProgramStep, caps: Caps, start: Ints | None, seconds: float | None
+    ) -> Answer:
         began = time.monotonic()
         cp_model = _cp_model()
-        model, columns = self._built()
+        model, columns = self._built(caps)
         model.minimize(_expression(cp_model, columns, step.columns, step.coefficients))
         model.clear_hints()
         if start is not None:
@@ -79,13 +82,14 @@ class CpSatEngine:
             return Answer(None, None)
         found = np.array(solver.response_proto.solution, np.int64)
         if status == cp_model.OPTIMAL:
-            return Answer(found, step.value(found))
-        bound = int(np.ceil(solver.best_objective_bound - 1e-6)) + step.constant
-        return Answer(found, bound)
+            return Answer(found, step.lower(int(step.coefficients @ found[step.columns])))
+        return Answer(found, step.lower(_whole(solver.best_objective_bound)))
 
-    def _built(self) -> tuple[Any, list[Any]]:
+    def _built(self, caps: Caps) -> tuple[Any, list[Any]]:
         cp_model = _cp_model()
-        if self._model is None:
+        known = len(self._caps)
+        if self._model is None or list(caps[:known]) != self._caps:
+            self._caps, known = [], 0
             arrays = self._arrays
             model = cp_model.CpModel()
             columns = [
@@ -102,10 +106,10 @@ class CpSatEngine:
                 )
             self._model = (model, columns)
         model, columns = self._model
-        for step, value in self._pending:
-            top = value - step.constant
+        for step, value in caps[known:]:
+            top = step.top(value)
             self._add(model, columns, step.columns, step.coefficients, -INFINITE, top)
-        self._pending = []
+            self._caps.append((step, value))
         return model, columns
 
     def _add(
@@ -113,6 +117,11 @@ class CpSatEngine:
     ) -> None:
         expression = _expression(_cp_model(), columns, index, values)
         model.add_linear_constraint(expression, low, high)
+
+
+def _whole(bound: float) -> int:
+    """The integer bound behind a floating-point one, which above 2**53 may have been rounded up."""
+    return ceil(bound - max(1e-6, 2 * ulp(bound)))
 
 
 def _expression(cp_model: Any, columns: list[Any], index: Ints, values: Ints) -> Any:

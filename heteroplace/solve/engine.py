@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Protocol, TypeVar
@@ -55,10 +55,14 @@ class Answer:
     bound: int | None
 
 
+Caps = Sequence[tuple[ProgramStep, int]]
+
+
 class Engine(Protocol):
     """A solver of integer programs.
 
-    An engine is loaded once; then every step is minimised in turn and capped at its best value.
+    An engine is loaded once and then asked about one step after the other. ``caps`` are the steps
+    that are to stay at or below a value in units.
     """
 
     name: str
@@ -66,19 +70,18 @@ class Engine(Protocol):
     def load(self, arrays: Arrays, profile: Profile) -> None:
         """Take the rows and bounds; raises :class:`EngineMissingError`."""
 
-    def minimise(self, step: ProgramStep, start: Ints | None, seconds: float | None) -> Answer:
+    def minimise(
+        self, step: ProgramStep, caps: Caps, start: Ints | None, seconds: float | None
+    ) -> Answer:
         """Minimise a step within a time, from a start if there is one."""
 
-    def improve(self, step: ProgramStep, start: Ints | None, seconds: float | None) -> Ints | None:
+    def improve(
+        self, step: ProgramStep, caps: Caps, start: Ints | None, seconds: float | None
+    ) -> Ints | None:
         """Look for a good solution of a step, without proof."""
 
-    def relax(
-        self, step: ProgramStep, caps: list[tuple[ProgramStep, int]], seconds: float | None
-    ) -> int | None:
-        """Lower bound of a step by the linear relaxation, with steps capped for this call only."""
-
-    def cap(self, step: ProgramStep, value: int) -> None:
-        """From now on keep a step at or below a value in units."""
+    def relax(self, step: ProgramStep, caps: Caps, seconds: float | None) -> int | None:
+        """Lower bound of a step in units by the linear relaxation; null when it has none."""
 
 
 @dataclass
@@ -199,13 +202,15 @@ class _Walker:
         return [index for index, outcome in enumerate(self.outcomes) if not outcome.proven]
 
     def improve_all_at_once(self) -> None:
-        """Minimise one weighted sum of the steps; what it finds is a start, not a proof."""
-        if len(self.arrays.lower) < LARGE or not self.open_steps():
+        """Minimise one weighted sum of the open steps; what it finds is a start, not a proof."""
+        unproven = self.open_steps()
+        if len(self.arrays.lower) < LARGE or not unproven:
             return
+        first = min(unproven)
         seconds = self.seconds(MERGED_SHARE)
         if not self.late:
-            merged = _merged(self.steps, self.arrays)
-            self.offer(self.engine.improve(merged, self.best, seconds))
+            merged = _merged(self.steps[first:], self.arrays)
+            self.offer(self.engine.improve(merged, self.caps(first), self.best, seconds))
 
     def bound_all(self) -> None:
         """Give every open step the bound of its linear relaxation."""
@@ -217,12 +222,12 @@ class _Walker:
                 return
             self.raise_bound(index, self.engine.relax(self.steps[index], self.caps(index), seconds))
 
-    def caps(self, index: int) -> list[tuple[ProgramStep, int]]:
+    def caps(self, index: int) -> Caps:
         """The steps before one, with the values they have reached."""
         return [
             (step, outcome.value)
             for step, outcome in zip(self.steps[:index], self.outcomes, strict=False)
-            if outcome.value is not None
+            if outcome.value is not None and len(step.columns)
         ]
 
     def raise_bound(self, index: int, bound: int | None) -> None:
@@ -243,7 +248,7 @@ class _Walker:
                 seconds = self.seconds(STEP_SHARE if later else 1.0)
                 if not self.late:
                     began = time.monotonic()
-                    answer = self.engine.minimise(step, self.best, seconds)
+                    answer = self.engine.minimise(step, self.caps(index), self.best, seconds)
                     self.offer(answer.solution)
                     self.raise_bound(index, answer.bound)
                     if seconds is not None and not outcome.proven:
@@ -254,7 +259,6 @@ class _Walker:
                 for unknown in self.outcomes[index + 1 :]:
                     unknown.bound = None
                 return
-            self.engine.cap(step, outcome.value)
             if self.best is not before:
                 # What is best for this step may be arbitrarily bad for the ones after it.
                 self.improve_all_at_once()
@@ -269,17 +273,18 @@ def _merged(steps: list[ProgramStep], arrays: Arrays) -> ProgramStep:
     total = np.zeros(len(arrays.lower))
     for place, step in enumerate(reversed(steps)):
         weight = DOMINANCE ** min(place, 1) * 2.0 ** max(0, place - 1)
-        total[step.columns] += step.coefficients * float(step.unit) * weight
+        total[step.columns] += step.coefficients * float(step.quantum * step.unit) * weight
     whole = np.rint(total * MERGED_SCALE).astype(np.int64)
     columns = np.flatnonzero(whole)
-    return ProgramStep("all", columns, whole[columns], 0, Fraction(1), exact=False)
+    return ProgramStep("all", columns, tuple(whole[columns].tolist()), 0, Fraction(1))
 
 
 def _floor(step: ProgramStep, arrays: Arrays) -> int:
     """Least value of a step by the columns' bounds alone."""
-    low = arrays.lower[step.columns].astype(object) * step.coefficients
-    high = arrays.upper[step.columns].astype(object) * step.coefficients
-    return step.constant + int(np.minimum(low, high).sum())
+    upper: list[int] = arrays.upper[step.columns].tolist()
+    most = zip(step.exact, upper, strict=True)
+    least = step.constant + sum(value * limit for value, limit in most if value < 0)
+    return max(0, least) if step.nonnegative else least
 
 
 def rounded(values: object) -> Ints:

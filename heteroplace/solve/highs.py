@@ -14,6 +14,7 @@ from heteroplace.formulation.program import INFINITE, Arrays, Ints, ProgramStep
 from heteroplace.profile import Profile
 from heteroplace.solve.engine import (
     Answer,
+    Caps,
     EngineMissingError,
     UnsuitedError,
     rounded,
@@ -23,7 +24,12 @@ from heteroplace.solve.engine import (
 LARGEST_COST = 1e6
 LARGEST_COEFFICIENT = 1e6
 WIDEST = 1e9
+LARGEST_COUNT = 10**9
 ROUGH_GAP = 1e-3
+MARGIN_SHARE = 0.1
+LONGEST_MARGIN = 0.3
+TOLERANCE = 1e-6
+RELATIVE_TOLERANCE = 2e-7
 
 
 def _highspy() -> Any:
@@ -42,18 +48,21 @@ class HighsEngine:
     def load(self, arrays: Arrays, profile: Profile) -> None:
         """Take the rows and bounds."""
         _highspy()
-        row_factors(arrays.starts, arrays.coefficients)
+        refuse_wide(arrays)
         self._arrays = arrays
         self._profile = profile
-        self._caps: list[tuple[ProgramStep, int]] = []
 
-    def improve(self, step: ProgramStep, start: Ints | None, seconds: float | None) -> Ints | None:
+    def improve(
+        self, step: ProgramStep, caps: Caps, start: Ints | None, seconds: float | None
+    ) -> Ints | None:
         """Minimise over the columns that the linear relaxation or the start uses."""
-        return within(seconds, lambda: self._improve(step, start, seconds))
+        return within(seconds, lambda: self._improve(step, caps, start, seconds))
 
-    def _improve(self, step: ProgramStep, start: Ints | None, seconds: float | None) -> Ints | None:
+    def _improve(
+        self, step: ProgramStep, caps: Caps, start: Ints | None, seconds: float | None
+    ) -> Ints | None:
         began = time.monotonic()
-        solver, _ = make_model(self._arrays, self._caps, step, self._profile, seconds, relaxed=True)
+        solver, _ = make_model(self._arrays, caps, step, self._profile, seconds, relaxed=True)
         solver.run()
         if solver.getModelStatus() != _highspy().HighsModelStatus.kOptimal:
             return None
@@ -63,27 +72,25 @@ class HighsEngine:
         upper = np.where(used, self._arrays.upper, np.maximum(self._arrays.lower, 0))
         restricted = dataclasses.replace(self._arrays, upper=upper)
         left = None if seconds is None else seconds - (time.monotonic() - began)
-        solver, _ = make_model(restricted, self._caps, step, self._profile, left)
+        solver, _ = make_model(restricted, caps, step, self._profile, left)
         solver.setOptionValue("mip_rel_gap", ROUGH_GAP)
         return self._run(solver, start)
 
-    def relax(
-        self, step: ProgramStep, caps: list[tuple[ProgramStep, int]], seconds: float | None
-    ) -> int | None:
+    def relax(self, step: ProgramStep, caps: Caps, seconds: float | None) -> int | None:
         """Lower bound of a step by the linear relaxation."""
         return relaxation_bound(self._arrays, caps, step, self._profile, seconds)
 
-    def cap(self, step: ProgramStep, value: int) -> None:
-        """Keep a step at or below a value."""
-        if len(step.columns):
-            self._caps.append((step, value))
-
-    def minimise(self, step: ProgramStep, start: Ints | None, seconds: float | None) -> Answer:
+    def minimise(
+        self, step: ProgramStep, caps: Caps, start: Ints | None, seconds: float | None
+    ) -> Answer:
         """Minimise a step."""
-        return within(seconds, lambda: self._minimise(step, start, seconds)) or Answer(None, None)
+        answer = within(seconds, lambda: self._minimise(step, caps, start, seconds))
+        return answer or Answer(None, None)
 
-    def _minimise(self, step: ProgramStep, start: Ints | None, seconds: float | None) -> Answer:
-        solver, scale = make_model(self._arrays, self._caps, step, self._profile, seconds)
+    def _minimise(
+        self, step: ProgramStep, caps: Caps, start: Ints | None, seconds: float | None
+    ) -> Answer:
+        solver, scale = make_model(self._arrays, caps, step, self._profile, seconds)
         found = self._run(solver, start)
         statuses = _highspy().HighsModelStatus
         if solver.getModelStatus() not in (statuses.kOptimal, statuses.kTimeLimit):
@@ -106,7 +113,7 @@ class HighsEngine:
 
 def relaxation_bound(
     arrays: Arrays,
-    caps: list[tuple[ProgramStep, int]],
+    caps: Caps,
     step: ProgramStep,
     profile: Profile,
     seconds: float | None,
@@ -125,15 +132,15 @@ def relaxation_bound(
 
 
 def whole_bound(value: float, step: ProgramStep) -> int | None:
-    """A floating bound, constant excluded, rounded up to units within the engine's tolerance."""
+    """Bound of a step in units from a floating one of its coefficients, within the tolerance."""
     if not np.isfinite(value):
         return None
-    return ceil(value - 1e-6 * max(1.0, abs(value))) + step.constant
+    return step.lower(ceil(value - max(TOLERANCE, RELATIVE_TOLERANCE * abs(value))))
 
 
 def make_model(
     arrays: Arrays,
-    caps: list[tuple[ProgramStep, int]],
+    caps: Caps,
     step: ProgramStep,
     profile: Profile,
     seconds: float | None,
@@ -147,11 +154,13 @@ def make_model(
     solver.setOptionValue("threads", profile.threads or 1)
     solver.setOptionValue("random_seed", profile.seed)
     if seconds is not None:
-        solver.setOptionValue("time_limit", max(0.0, seconds))
+        # It looks at the clock between long operations only; what comes late is lost.
+        margin = min(LONGEST_MARGIN, MARGIN_SHARE * seconds)
+        solver.setOptionValue("time_limit", max(0.0, seconds - margin))
     columns = len(arrays.lower)
     cost = np.zeros(columns)
     cost[step.columns] = step.coefficients
-    scale = min(1.0, LARGEST_COST / max(1.0, float(np.abs(cost).max(initial=0.0))))
+    scale = cost_scale(step)
     solver.setOptionValue("mip_rel_gap", 1e-7)
     solver.setOptionValue("mip_abs_gap", 0.999 * scale)
     lp = highspy.HighsLp()
@@ -173,6 +182,27 @@ def make_model(
     if solver.passModel(lp) == highspy.HighsStatus.kError:
         raise RuntimeError("HiGHS refuses the program")
     return solver, scale
+
+
+def cost_scale(step: ProgramStep) -> float:
+    """Factor that brings the coefficients of a step to at most ``LARGEST_COST``."""
+    return min(1.0, LARGEST_COST / max(1.0, float(np.abs(step.coefficients).max(initial=0))))
+
+
+def refuse_wide(arrays: Arrays) -> None:
+    """Refuse a program that floating-point arithmetic cannot hold.
+
+    Raises
+    ------
+    UnsuitedError
+        If a count may be so large that a tolerance hides whole units, or as :func:`row_factors`.
+    """
+    if arrays.upper.max(initial=0) > LARGEST_COUNT:
+        raise UnsuitedError(
+            "capacities have too many digits for floating-point arithmetic; use cpsat, or round "
+            "capacities and targets"
+        )
+    row_factors(arrays.starts, arrays.coefficients)
 
 
 def row_factors(starts: Ints, values: Ints) -> NDArray[np.float64]:
@@ -199,15 +229,28 @@ def row_factors(starts: Ints, values: Ints) -> NDArray[np.float64]:
     return factor
 
 
-def with_caps(
-    arrays: Arrays, caps: list[tuple[ProgramStep, int]]
-) -> tuple[Ints, Ints, Ints, Ints, Ints]:
+def with_caps(arrays: Arrays, caps: Caps) -> tuple[Ints, Ints, Ints, Ints, Ints]:
     """Rows in CSR with one more row per capped step: starts, columns, values, lower, upper."""
-    lengths = [len(step.columns) for step, _ in caps]
+    rows = [cap_row(step, value) for step, value in caps]
+    lengths = [len(columns) for columns, _, _ in rows]
     starts = np.concatenate([arrays.starts, arrays.starts[-1] + np.cumsum(lengths, dtype=np.int64)])
-    columns = np.concatenate([arrays.columns, *(step.columns for step, _ in caps)])
-    values = np.concatenate([arrays.coefficients, *(step.coefficients for step, _ in caps)])
-    low = np.concatenate([arrays.row_lower, np.full(len(caps), -INFINITE, np.int64)])
-    tops = np.array([value - step.constant for step, value in caps], np.int64)
-    high = np.concatenate([arrays.row_upper, tops])
+    columns = np.concatenate([arrays.columns, *(columns for columns, _, _ in rows)])
+    values = np.concatenate([arrays.coefficients, *(values for _, values, _ in rows)])
+    low = np.concatenate([arrays.row_lower, np.full(len(rows), -INFINITE, np.int64)])
+    high = np.concatenate([arrays.row_upper, np.array([top for _, _, top in rows], np.int64)])
     return starts, columns, values, low, high
+
+
+def cap_row(step: ProgramStep, value: int) -> tuple[Ints, Ints, int]:
+    """Columns, values and upper end of the row that caps a step, fit for floating-point arithmetic.
+
+    Values too far apart are rounded down, which cuts no solution off that keeps the cap.
+    """
+    size = np.abs(step.coefficients)
+    filled = size[size > 0]
+    coarse = 1
+    if len(filled) and filled.max() > WIDEST * filled.min():
+        coarse = int(filled.max() / WIDEST) + 1
+    values = step.coefficients // coarse
+    kept = values != 0
+    return step.columns[kept], values[kept], step.top(value) // coarse

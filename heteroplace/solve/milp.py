@@ -15,8 +15,15 @@ from numpy.typing import NDArray
 
 from heteroplace.formulation.program import INFINITE, Arrays, Ints, ProgramStep
 from heteroplace.profile import Profile
-from heteroplace.solve.engine import Answer, EngineMissingError, rounded, within
-from heteroplace.solve.highs import relaxation_bound, row_factors, whole_bound
+from heteroplace.solve.engine import Answer, Caps, EngineMissingError, rounded, within
+from heteroplace.solve.highs import (
+    cap_row,
+    cost_scale,
+    refuse_wide,
+    relaxation_bound,
+    row_factors,
+    whole_bound,
+)
 
 DEFAULT = "HiGHS"
 SHORT = {"CBC": "COIN_CMD"}
@@ -42,11 +49,10 @@ class MilpEngine:
         self._arrays = arrays
         self._profile = profile
         self._caps: list[tuple[ProgramStep, int]] = []
-        self._applied = 0
         self._problem: Any = None
         self._columns: list[Any] = []
         self._overhead = 0.0
-        row_factors(arrays.starts, arrays.coefficients)
+        refuse_wide(arrays)
         pulp = _pulp()
         if self._engine not in pulp.listSolvers():
             known = ", ".join(pulp.listSolvers(onlyAvailable=True))
@@ -59,34 +65,35 @@ class MilpEngine:
                 f"PuLP's engine {self._engine} is not installed; install it or use one of {known}"
             )
 
-    def improve(self, step: ProgramStep, start: Ints | None, seconds: float | None) -> Ints | None:
+    def improve(
+        self, step: ProgramStep, caps: Caps, start: Ints | None, seconds: float | None
+    ) -> Ints | None:
         """Minimise a step without proof."""
-        return self.minimise(step, start, seconds).solution
+        return self.minimise(step, caps, start, seconds).solution
 
-    def relax(
-        self, step: ProgramStep, caps: list[tuple[ProgramStep, int]], seconds: float | None
-    ) -> int | None:
+    def relax(self, step: ProgramStep, caps: Caps, seconds: float | None) -> int | None:
         """Lower bound of a step by the linear relaxation, which HiGHS solves for every engine."""
         return relaxation_bound(self._arrays, caps, step, self._profile, seconds)
 
-    def cap(self, step: ProgramStep, value: int) -> None:
-        """Keep a step at or below a value."""
-        if len(step.columns):
-            self._caps.append((step, value))
-
-    def minimise(self, step: ProgramStep, start: Ints | None, seconds: float | None) -> Answer:
+    def minimise(
+        self, step: ProgramStep, caps: Caps, start: Ints | None, seconds: float | None
+    ) -> Answer:
         """Minimise a step."""
-        answer = within(seconds, lambda: self._minimise(step, start, seconds))
+        answer = within(seconds, lambda: self._minimise(step, caps, start, seconds))
         if answer is None:
             self._problem = None
         return answer or Answer(None, None)
 
-    def _minimise(self, step: ProgramStep, start: Ints | None, seconds: float | None) -> Answer:
+    def _minimise(
+        self, step: ProgramStep, caps: Caps, start: Ints | None, seconds: float | None
+    ) -> Answer:
         pulp = _pulp()
         began = time.monotonic()
-        problem = self._built()
+        problem = self._built(caps)
         self._overhead = max(self._overhead, time.monotonic() - began)
-        problem.setObjective(self._expression(step.columns, step.coefficients))
+        scale = cost_scale(step)
+        costs = (step.coefficients * scale).astype(np.float64) if scale < 1 else step.coefficients
+        problem.setObjective(self._expression(step.columns, costs))
         if start is not None:
             for column, value in zip(self._columns, start.tolist(), strict=True):
                 column.setInitialValue(value)
@@ -95,21 +102,27 @@ class MilpEngine:
             seconds -= time.monotonic() - began + self._overhead
             if seconds <= 0:
                 return Answer(None, None)
-        solver = self._solver(seconds, start)
+        solver = self._solver(seconds, start, scale)
         problem.solve(solver)
         found = bound = None
         if problem.sol_status in (pulp.LpSolutionOptimal, pulp.LpSolutionIntegerFeasible):
             found = rounded([column.varValue or 0 for column in self._columns])
         if self._engine == DEFAULT:
-            bound = whole_bound(problem.solverModel.getInfo().mip_dual_bound, step)
-        elif problem.sol_status == pulp.LpSolutionOptimal and found is not None:
-            bound = step.value(found) if self._arrays.feasible(found) else None
+            bound = whole_bound(problem.solverModel.getInfo().mip_dual_bound / scale, step)
+        elif (
+            problem.sol_status == pulp.LpSolutionOptimal
+            and found is not None
+            and self._arrays.feasible(found)
+        ):
+            bound = step.lower(int(step.coefficients @ found[step.columns]))
         return Answer(found, bound)
 
-    def _built(self) -> Any:
+    def _built(self, caps: Caps) -> Any:
         pulp = _pulp()
         arrays = self._arrays
-        if self._problem is None:
+        known = len(self._caps)
+        if self._problem is None or list(caps[:known]) != self._caps:
+            self._caps, known = [], 0
             self._problem = pulp.LpProblem("heteroplace", pulp.LpMinimize)
             # PuLP 3.3 and later make variables through the problem; the old way warns there.
             make = getattr(self._problem, "add_variable", pulp.LpVariable)
@@ -119,7 +132,6 @@ class MilpEngine:
                     zip(arrays.lower.tolist(), arrays.upper.tolist(), strict=True)
                 )
             ]
-            self._applied = 0
             starts = arrays.starts.tolist()
             for row, (low, high) in enumerate(
                 zip(arrays.row_lower.tolist(), arrays.row_upper.tolist(), strict=True)
@@ -127,9 +139,10 @@ class MilpEngine:
                 part = slice(starts[row], starts[row + 1])
                 if starts[row] < starts[row + 1]:
                     self._add_row(arrays.columns[part], arrays.coefficients[part], low, high)
-        for step, value in self._caps[self._applied :]:
-            self._add_row(step.columns, step.coefficients, -INFINITE, value - step.constant)
-        self._applied = len(self._caps)
+        for step, value in caps[known:]:
+            columns, values, top = cap_row(step, value)
+            self._add_row(columns, values, -INFINITE, top)
+            self._caps.append((step, value))
         return self._problem
 
     def _add_row(self, index: Ints, values: Ints, low: int, high: int) -> None:
@@ -153,7 +166,7 @@ class MilpEngine:
             ]
         )
 
-    def _solver(self, seconds: float | None, start: Ints | None = None) -> Any:
+    def _solver(self, seconds: float | None, start: Ints | None = None, scale: float = 1.0) -> Any:
         pulp = _pulp()
         limit = None if seconds is None else max(0.01, seconds)
         if self._engine == DEFAULT:
@@ -163,7 +176,7 @@ class MilpEngine:
                 timeLimit=limit,
                 threads=self._profile.threads or 1,
                 gapRel=1e-7,
-                gapAbs=0.999,
+                gapAbs=0.999 * scale,
                 random_seed=self._profile.seed,
             )
         options: dict[str, Any] = {"msg": False, "timeLimit": limit}

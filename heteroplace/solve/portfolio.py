@@ -8,7 +8,13 @@ import time
 from heteroplace.formulation.program import Arrays, Ints, ProgramStep
 from heteroplace.profile import Profile
 from heteroplace.solve.cpsat import CpSatEngine
-from heteroplace.solve.engine import Answer, EngineMissingError, UnsuitedError
+from heteroplace.solve.engine import (
+    PROVEN_GAP,
+    Answer,
+    Caps,
+    EngineMissingError,
+    UnsuitedError,
+)
 from heteroplace.solve.highs import HighsEngine
 
 log = logging.getLogger("heteroplace")
@@ -25,7 +31,6 @@ class Portfolio:
         """Take the rows and bounds; CP-SAT is loaded when it is first needed."""
         self._arrays = arrays
         self._profile = profile
-        self._caps: list[tuple[ProgramStep, int]] = []
         self._second: CpSatEngine | None = None
         self._first: HighsEngine | None = HighsEngine()
         try:
@@ -39,55 +44,57 @@ class Portfolio:
         if self._second is None:
             engine = CpSatEngine()
             engine.load(self._arrays, self._profile)
-            for step, value in self._caps:
-                engine.cap(step, value)
             self._second = engine
         return self._second
 
-    def improve(self, step: ProgramStep, start: Ints | None, seconds: float | None) -> Ints | None:
+    def improve(
+        self, step: ProgramStep, caps: Caps, start: Ints | None, seconds: float | None
+    ) -> Ints | None:
         """Minimise a step without proof."""
         engine = self._first or self._load_second()
-        return engine.improve(step, start, seconds)
+        return engine.improve(step, caps, start, seconds)
 
-    def relax(
-        self, step: ProgramStep, caps: list[tuple[ProgramStep, int]], seconds: float | None
-    ) -> int | None:
+    def relax(self, step: ProgramStep, caps: Caps, seconds: float | None) -> int | None:
         """Lower bound of a step by the linear relaxation."""
         return None if self._first is None else self._first.relax(step, caps, seconds)
 
-    def cap(self, step: ProgramStep, value: int) -> None:
-        """Keep a step at or below a value."""
-        self._caps.append((step, value))
-        for engine in (self._first, self._second):
-            if engine is not None:
-                engine.cap(step, value)
-
-    def minimise(self, step: ProgramStep, start: Ints | None, seconds: float | None) -> Answer:
+    def minimise(
+        self, step: ProgramStep, caps: Caps, start: Ints | None, seconds: float | None
+    ) -> Answer:
         """Minimise a step."""
         began = time.monotonic()
         first = Answer(None, None)
         if self._first is not None:
             share = None if seconds is None else seconds * FIRST_SHARE
-            first = self._first.minimise(step, start, share)
-        best = self._better(step, start, first.solution)
-        if best is not None and first.bound is not None and step.value(best) <= first.bound:
-            return Answer(best, first.bound)
+            first = self._first.minimise(step, caps, start, share)
+        best = self._better(step, caps, start, first.solution)
+        if best is not None and first.bound is not None:
+            gap = step.value(best) - first.bound
+            if abs(gap) <= abs(step.value(best)) * PROVEN_GAP:
+                return Answer(best, first.bound)
+            if gap < 0:
+                log.warning("HiGHS gave the bound %d, %d above a value", first.bound, -gap)
+                first = Answer(best, None)
         left = None if seconds is None else seconds - (time.monotonic() - began)
         if left is not None and left <= 0:
             return Answer(best, first.bound)
         try:
-            second = self._load_second().minimise(step, best, left)
+            second = self._load_second().minimise(step, caps, best, left)
         except EngineMissingError as error:
             if self._first is None:
                 raise
             log.warning("%s", error)
             return Answer(best, first.bound)
         known = [each for each in (first.bound, second.bound) if each is not None]
-        return Answer(self._better(step, best, second.solution), max(known, default=None))
+        return Answer(self._better(step, caps, best, second.solution), max(known, default=None))
 
-    def _better(self, step: ProgramStep, best: Ints | None, found: Ints | None) -> Ints | None:
-        """The better of two solutions; one that breaks a row after rounding does not count."""
+    def _better(
+        self, step: ProgramStep, caps: Caps, best: Ints | None, found: Ints | None
+    ) -> Ints | None:
+        """The better of two solutions; one that breaks a row or a cap does not count."""
         if found is None or not self._arrays.feasible(found):
+            return best
+        if any(capped.value(found) > value for capped, value in caps):
             return best
         if best is None or step.value(found) < step.value(best):
             return found
