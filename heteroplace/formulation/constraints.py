@@ -12,9 +12,13 @@ from fractions import Fraction
 from math import gcd, lcm
 
 from heteroplace.footprint import Block, Footprint
+from heteroplace.formulation.hull import Change, hull_sides, reachable
 from heteroplace.formulation.packing import Pool
+from heteroplace.formulation.program import INFINITE
 from heteroplace.formulation.variables import Candidate, Demand, Leaver, Model, Terms
 from heteroplace.instance import RatioBand
+
+MOST_CHANGES = 5000
 
 
 def running(model: Model) -> None:
@@ -268,6 +272,8 @@ def ratio(model: Model) -> None:
         ):
             _ratio_of_fixed(model, candidate)
             continue
+        if _add_hull(model, candidate):
+            continue
         for band in service.ratios:
             _add_band(model, candidate, band)
         if len(service.roles) > 1:
@@ -389,6 +395,112 @@ def _add_completeness(model: Model, candidate: Candidate) -> None:
             model.repair(absent, Fraction(model.role(candidate.service, role).shapes[0].gpus))
             model.absences.append((absent, alive, terms, constant))
         model.program.row("ratio", row, lower=-constant)
+
+
+def _add_hull(model: Model, candidate: Candidate) -> bool:
+    """Describe a group of two roles by the hull of what it may become; whether that is possible.
+
+    The integer solutions are those of the bands and their completeness, but the relaxation is
+    tight: what does not fit the domain in whole P/D units is cut off there too.
+    """
+    service = model.service(candidate.service)
+    names = tuple(service.roles)
+    if len(names) != 2 or missing_now(model, candidate):
+        return False
+    first, second = (_change(model, candidate, name) for name in names)
+    if first is None or second is None or first.span > MOST_CHANGES:
+        return False
+    bands = []
+    for band in service.ratios:
+        if candidate.running is not None and _band_rows(model, candidate, band)[2]:
+            return False
+        _, unit, ends = _band_units(model, candidate.service, band)
+        bands.append((band.numerator == names[1], unit, ends))
+    opens = candidate.running is None and _counts_groups(model, candidate.service)
+    shared = _shared_room(model, candidate, names)
+    key = (candidate.service, first.key, second.key, tuple(bands), shared, opens)
+    sides = model.hulls.get(key)
+    if sides is None:
+        points = reachable(first, second, bands, shared)
+        sides = hull_sides(points - {(0, 0)} if opens else points)
+        model.hulls[key] = sides
+    alive: int | None = None
+    if opens:
+        alive = model.alive[candidate.index] = model.program.column(1)
+        for change in (first, second):
+            model.derive(alive, change.terms, switch=True)
+    for a, b, c, equal in sides:
+        terms = [(column, a * sign) for column, sign in first.terms]
+        terms += [(column, b * sign) for column, sign in second.terms]
+        if alive is not None:
+            terms.append((alive, -c))
+            c = 0
+        model.program.row("ratio", terms, lower=c if equal else -INFINITE, upper=c)
+    return True
+
+
+def _change(model: Model, candidate: Candidate, role: str) -> Change | None:
+    """Range of a role in a group; null where its shapes deliver differently."""
+    demand = model.demands[candidate.service, role]
+    terms, present = counted(model, candidate, role)
+    placed = model.placements_of.get((candidate.index, role), [])
+    leaving = leavers_of(model, candidate, role)
+    shapes = {p.shape for p in placed} | {leaver.shape for leaver in leaving}
+    if candidate.running is not None:
+        shapes |= {shape for _, shape in model.ready_of.get((candidate.running, role), ())}
+    capacities = {demand.shapes[shape] for shape in shapes} or {demand.shapes[0]}
+    if len(capacities) > 1:
+        return None
+    (grains,) = capacities
+    upper = model.program.upper
+    low = -sum(upper[leaver.removed] for leaver in leaving if leaver.removed is not None)
+    low = max(low, -(demand.surplus // grains))
+    high = 0
+    if demand.missing:
+        prints = [model.prints[candidate.service, role, at] for at in {p.shape for p in placed}]
+        high = sum(model.room(each, candidate.domain) for each in prints)
+        high = min(high, -(-demand.missing // grains))
+    return Change(terms, low, high, grains, present)
+
+
+def _counts_groups(model: Model, service: int) -> bool:
+    """Whether opening a group of a service costs or is limited."""
+    return bool(
+        model.instance.objective.weights.new_group
+        or model.service(service).limits.max_groups is not None
+    )
+
+
+def _shared_room(
+    model: Model, candidate: Candidate, names: tuple[str, ...]
+) -> tuple[int, int, int] | None:
+    """``(a, b, c)``: a times one count plus b times the other is at most c; null if unlimited.
+
+    That is where both roles take blocks of one GPU type, or where a group's size is limited.
+    """
+    most = model.service(candidate.service).limits.max_instances_per_group
+    if most is not None:
+        now = sum(counted(model, candidate, name)[1] for name in names)
+        return 1, 1, max(most, now) - now
+    prints = [
+        {p.shape for p in model.placements_of.get((candidate.index, name), ())} for name in names
+    ]
+    if [len(each) for each in prints] != [1, 1]:
+        return None
+    left, right = (
+        model.prints[candidate.service, name, next(iter(shapes))]
+        for name, shapes in zip(names, prints, strict=True)
+    )
+    if not (left.single and right.single):
+        return None
+    (one, _), (other, _) = left.blocks[0], right.blocks[0]
+    if one.gpu_type != other.gpu_type:
+        return None
+    if one.gpus == other.gpus:
+        return 1, 1, model.room(left, candidate.domain)
+    unit = gcd(one.gpus, other.gpus)
+    room = model.units(one.gpu_type, unit, candidate.domain)
+    return one.gpus // unit, other.gpus // unit, room
 
 
 def alive_column(model: Model, candidate: Candidate) -> int:

@@ -13,6 +13,7 @@ from fractions import Fraction
 from math import ceil, gcd, lcm
 
 from heteroplace.footprint import Block, Footprint, footprint
+from heteroplace.formulation.hull import Side
 from heteroplace.formulation.packing import Pool
 from heteroplace.formulation.program import Program
 from heteroplace.instance import Instance, Role, Service, Shape
@@ -213,8 +214,10 @@ class Model:
     band_units: dict[tuple[int, str, str], tuple[int, int, tuple[int, ...]]] = field(
         default_factory=dict
     )
+    hulls: dict[tuple[object, ...], list[Side]] = field(default_factory=dict)
     _fits: dict[tuple[Footprint, int], bool] = field(default_factory=dict)
     _rooms: dict[tuple[int, int], int] = field(default_factory=dict)
+    _room_of: dict[tuple[Footprint, int], int] = field(default_factory=dict)
 
     def derive(self, column: int, terms: Terms, constant: int = 0, *, switch: bool = False) -> None:
         """Record that a column is at least ``constant + terms`` (or 1 when that is above 0)."""
@@ -237,6 +240,29 @@ class Model:
             room = sum(self.potential[node] // gpus for node in self.tree.cells[cell].nodes)
             self._rooms[key] = room
         return room
+
+    def room(self, wanted: Footprint, domain: int) -> int:
+        """No fewer instances of a footprint than a domain can hold."""
+        key = (wanted, domain)
+        known = self._room_of.get(key)
+        if known is None:
+            known = sum(
+                min(self._blocks(block, place) // count for block, count in wanted.blocks)
+                for place in (self.places(wanted, domain) if not wanted.single else (domain,))
+            )
+            self._room_of[key] = known
+        return known
+
+    def _blocks(self, block: Block, domain: int) -> int:
+        return self.units(block.gpu_type, block.gpus, domain)
+
+    def units(self, gpu_type: str, gpus: int, domain: int) -> int:
+        """Most blocks of a size that the nodes of a type in a domain can hold."""
+        return sum(
+            self.cell_room(cell, gpus)
+            for cell in self.tree.cells_below[domain]
+            if self.tree.cells[cell].gpu_type == gpu_type
+        )
 
     @property
     def instance(self) -> Instance:

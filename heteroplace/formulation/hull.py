@@ -1,0 +1,167 @@
+"""What a deployment group of two roles may become, and the convex hull of that.
+
+The hull of the pairs of counts that keep the band and fit the domain leaves a linear relaxation no
+fractional group that whole instances cannot come near; the rows of the band alone do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from math import gcd
+
+Point = tuple[int, int]
+Side = tuple[int, int, int, bool]
+Band = tuple[bool, int, tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class Change:
+    """How far the number of a role's instances in a group may change.
+
+    Parameters
+    ----------
+    terms
+        Columns that change it.
+    low, high
+        Least and most change; from at most 0 to at least 0.
+    grains
+        Capacity of one instance.
+    now
+        Instances that deliver now.
+    """
+
+    terms: list[tuple[int, int]]
+    low: int
+    high: int
+    grains: int
+    now: int
+
+    @property
+    def key(self) -> tuple[int, ...]:
+        """All but the columns."""
+        return self.low, self.high, self.grains, self.now
+
+    @property
+    def span(self) -> int:
+        """Number of possible changes."""
+        return self.high - self.low + 1
+
+
+def reachable(
+    first: Change, second: Change, bands: Sequence[Band], shared: tuple[int, int, int] | None
+) -> set[Point]:
+    """Pairs of changes whose convex hull is that of all that a group may become.
+
+    Parameters
+    ----------
+    first, second
+        The two roles.
+    bands
+        ``(flipped, unit, ends)``: ``ends[0] * D <= unit * N <= ends[1] * D`` in grains, without
+        the second part where there is no upper end. N is the first role, the second if flipped.
+    shared
+        ``(a, b, c)``: a times the first change plus b times the second is at most c, where they
+        are positive.
+
+    Returns
+    -------
+    set of (int, int)
+        Among them (0, 0), and where the group may lose all instances that pair.
+    """
+    points = {(0, 0)}
+    if not (first.now + first.low or second.now + second.low):
+        points.add((first.low, second.low))
+    for change in range(max(first.low, 1 - first.now), first.high + 1):
+        have = (first.now + change) * first.grains
+        low, high = max(second.low, 1 - second.now), second.high
+        for flipped, unit, ends in bands:
+            if flipped:
+                low = max(low, _least(ends[0] * have, unit, second))
+                if len(ends) > 1:
+                    high = min(high, _most(ends[1] * have, unit, second))
+            else:
+                if ends[0]:
+                    high = min(high, _most(unit * have, ends[0], second))
+                if len(ends) > 1:
+                    low = max(low, _least(unit * have, ends[1], second))
+        if shared is not None:
+            a, b, c = shared
+            if change > 0 and a * change > c:
+                continue
+            high = min(high, max(0, (c - a * max(0, change)) // b))
+        if low <= high:
+            # The ends of the second role's interval are enough.
+            points |= {(change, low), (change, high)}
+    return points
+
+
+def _least(value: int, factor: int, change: Change) -> int:
+    """Least change with ``factor * grains >= value``."""
+    return -((factor * change.now * change.grains - value) // (factor * change.grains))
+
+
+def _most(value: int, factor: int, change: Change) -> int:
+    """Most change with ``factor * grains <= value``."""
+    return (value - factor * change.now * change.grains) // (factor * change.grains)
+
+
+def hull_sides(points: Iterable[Point]) -> list[Side]:
+    """Sides of the convex hull of integer points.
+
+    Parameters
+    ----------
+    points
+        If there are none, nothing but (0, 0) is left.
+
+    Returns
+    -------
+    list of tuple
+        ``(a, b, c, equal)``: ``a * x + b * y <= c``, or ``== c`` where the hull is flat.
+    """
+    corners = _corners(sorted(set(points))) or [(0, 0)]
+    if len(corners) == 1:
+        ((x, y),) = corners
+        return [(1, 0, x, True), (0, 1, y, True)]
+    if len(corners) == 2:
+        start, end = corners
+        along = (end[0] - start[0], end[1] - start[1])
+        a, b, c = _line(start, end)
+        ends = [_normal(-along[0], -along[1], start), _normal(along[0], along[1], end)]
+        return [(a, b, c, True), *((*each, False) for each in ends)]
+    return [
+        (*_line(start, end), False)
+        for start, end in zip(corners, corners[1:] + corners[:1], strict=True)
+    ]
+
+
+def _line(start: Point, end: Point) -> tuple[int, int, int]:
+    """The half-plane to the left of an edge."""
+    return _normal(end[1] - start[1], start[0] - end[0], start)
+
+
+def _normal(a: int, b: int, at: Point) -> tuple[int, int, int]:
+    divisor = gcd(a, b)
+    a, b = a // divisor, b // divisor
+    return a, b, a * at[0] + b * at[1]
+
+
+def _corners(points: list[Point]) -> list[Point]:
+    """Corners of the hull, counter-clockwise (Andrew's monotone chain)."""
+    if len(points) <= 2:
+        return points
+    lower, upper = _chain(points), _chain(points[::-1])
+    return lower[:-1] + upper[:-1]
+
+
+def _chain(points: list[Point]) -> list[Point]:
+    chain: list[Point] = []
+    for point in points:
+        while len(chain) >= 2 and _turn(chain[-2], chain[-1], point) <= 0:
+            chain.pop()
+        chain.append(point)
+    return chain
+
+
+def _turn(a: Point, b: Point, c: Point) -> int:
+    return (b[0] - a[0]) * (c[1] - a[1]) - (b[1] - a[1]) * (c[0] - a[0])
