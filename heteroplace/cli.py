@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import inspect
 import io
 import json
 import logging
@@ -24,7 +25,7 @@ from heteroplace.check import check, check_and_evaluate
 from heteroplace.errors import InputError
 from heteroplace.explain import Explanation, explain
 from heteroplace.files import MAX_BYTES, input_error, write_text
-from heteroplace.generate import FAMILIES, family_from, from_inventory, generate
+from heteroplace.generate import FAMILIES, Family, family_from, from_inventory, generate
 from heteroplace.instance import Instance
 from heteroplace.page import page
 from heteroplace.plan import Plan, Result, Unmet
@@ -38,9 +39,23 @@ if TYPE_CHECKING:
 DONE, NO, BAD_INPUT = 0, 1, 2
 INTERRUPTED = 130
 MOST_EXPLAINED = 20
-EXPLAIN_SECONDS = 2.0
+EXPLAIN_SECONDS = (0.1, 2.0)
 MOST_BYTES = 2**32
 OPTIONS = ("solver", "engine", "time_limit", "threads", "seed", "deterministic")
+
+# The options of --nodes with the parameter of from_inventory, the placeholder and the meaning.
+INVENTORY = {
+    "--capacity": ("capacity_csv", "FILE.csv", "capacities from a table, not the models folder"),
+    "--models": ("models_dir", "FOLDER", "served models"),
+    "--isl": ("isl", "N", "prompt length in tokens"),
+    "--services": ("services", "N", "number of services"),
+    "--load": ("load", "X", "GPUs for all targets together, of the usable ones"),
+    "--running": ("running", "X", "of the usable GPUs, where groups run already"),
+    "--change": ("change", "X", "of the services, those that change their target"),
+    "--scale-in": ("scale_in", "X", "of the changing services, those that scale in"),
+    "--draining": ("draining", "X", "of the running units, those that drain"),
+    "--max-bytes": ("max_bytes", "N", "largest file read"),
+}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -118,7 +133,10 @@ def _add_solve(commands: Commands) -> None:
     command.add_argument("--solver", choices=get_args(SolverName), help="default auto")
     command.add_argument("--engine", help="engine of milp: HiGHS, CBC or any name PuLP knows")
     command.add_argument(
-        "--time-limit", type=float, metavar="SECONDS", help="for the whole solve, default 30"
+        "--time-limit",
+        type=float,
+        metavar="SECONDS",
+        help="for the solve and its explanations, default 30",
     )
     command.add_argument("--threads", type=int, help="threads of the engine")
     command.add_argument("--seed", type=int, help="seed of the engine, default 0")
@@ -168,13 +186,18 @@ def _add_generate(commands: Commands) -> None:
     command.add_argument(
         "--nodes", metavar="FILE.csv", help="build on a real inventory instead of a family"
     )
-    command.add_argument(
-        "--capacity", metavar="FILE.csv", help="capacities for --nodes; default the models folder"
-    )
-    command.add_argument("--models", default="models", metavar="FOLDER", help="default models")
-    command.add_argument("--services", type=int, default=60, help="services for --nodes")
-    command.add_argument("--load", type=float, default=0.8, help="load for --nodes")
-    command.add_argument("--running", type=float, default=0.3, help="running share for --nodes")
+    inventory = command.add_argument_group("options of --nodes")
+    parameters = inspect.signature(from_inventory).parameters
+    for option, (name, placeholder, meaning) in INVENTORY.items():
+        default = parameters[name].default
+        kind = str if default is None else type(default)
+        inventory.add_argument(
+            option,
+            dest=name,
+            type=_size if name == "max_bytes" else kind,
+            metavar=placeholder,
+            help=meaning if default is None else f"{meaning}; default {default}",
+        )
     command.add_argument("--out", metavar="FILE", help="default standard output")
     command.set_defaults(run=_generate)
 
@@ -212,23 +235,6 @@ def _at_fault(path: str) -> Iterator[None]:
     except InputError as error:
         where = f"{path}: {error.path}" if error.path else path
         raise InputError(where, error.message) from None
-
-
-def _write(path: str, text: str) -> None:
-    """Write a file whole or not at all; a device or a named pipe is written to, not replaced."""
-    target = Path(path)
-    if not target.name:
-        raise InputError(path or "--out", "cannot be written: not the name of a file")
-    try:
-        if target.exists() and not target.is_file() and not target.is_dir():
-            target.write_text(text, encoding="utf-8")
-        else:
-            write_text(path, text)
-    except InputError:
-        raise
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise InputError(path, f"cannot be written: {reason}") from None
 
 
 def _profile(arguments: argparse.Namespace) -> Profile:
@@ -278,16 +284,20 @@ def _solve(arguments: argparse.Namespace) -> int:
     profile = _profile(arguments)
     instance = _read(arguments)
     read = time.monotonic() - began
+    began += read
     result = solve(instance, profile)
     seconds = result.seconds.model_copy(update={"read": read})
+    least, most = EXPLAIN_SECONDS
+    if profile.time_limit is not None:
+        most = max(least, min(most, began + profile.time_limit - time.monotonic()))
     reasons = (
-        explain(instance, result.plan, MOST_EXPLAINED, EXPLAIN_SECONDS)
+        explain(instance, result.plan, MOST_EXPLAINED, most, unmet=result.unmet)
         if not result.violations
         else []
     )
     result = result.model_copy(update={"seconds": seconds, "unmet": _with_reasons(result, reasons)})
     if arguments.out is not None:
-        _write(arguments.out, result.plan.to_json() + "\n")
+        write_text(arguments.out, result.plan.to_json() + "\n")
     if arguments.json:
         _emit(result.to_json() + "\n")
     else:
@@ -426,33 +436,37 @@ def _show(arguments: argparse.Namespace) -> int:
     if arguments.html is None:
         _Console().print(picture)
     else:
-        _write(arguments.html, text)
+        write_text(arguments.html, text)
         print(f"page written to {clean(arguments.html)}", file=sys.stderr)
     return DONE
 
 
 def _generate(arguments: argparse.Namespace) -> int:
-    if arguments.nodes:
+    options = {name: option for option, (name, _, _) in INVENTORY.items()}
+    given = {name: getattr(arguments, name) for name in options}
+    given = {name: value for name, value in given.items() if value is not None}
+    if arguments.nodes is not None:
         if arguments.family:
             raise InputError("", "give either a family or --nodes, not both")
         if arguments.set:
             raise InputError("--set", "changes a family; with --nodes use --services, --load, ...")
-        instance = from_inventory(
-            arguments.nodes,
-            arguments.capacity,
-            models_dir=arguments.models,
-            services=arguments.services,
-            load=arguments.load,
-            running=arguments.running,
-            seed=arguments.seed,
-        )
+        try:
+            instance = from_inventory(arguments.nodes, seed=arguments.seed, **given)
+        except InputError as error:
+            # A parameter's name, unless a file is called like one.
+            files = (arguments.nodes, given.get("capacity_csv"), given.get("models_dir"))
+            named = error.path if error.path in files else options.get(error.path, error.path)
+            raise InputError(named, error.message) from None
     else:
         if not arguments.family:
             raise InputError("", f"name a family ({', '.join(FAMILIES)}) or give --nodes FILE.csv")
+        for name, value in given.items():
+            fix = f"use --set {name}={value}" if name in Family.model_fields else "leave it out"
+            raise InputError(options[name], f"goes with --nodes; for a family {fix}")
         instance = generate(family_from(arguments.family, _knobs(arguments.set)), arguments.seed)
     text = instance.to_json() + "\n"
     if arguments.out is not None:
-        _write(arguments.out, text)
+        write_text(arguments.out, text)
         print(
             f"{clean(Path(arguments.out).name)}: {len(instance.nodes)} nodes, "
             f"{len(instance.services)} services",

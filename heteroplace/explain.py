@@ -1,27 +1,34 @@
 """Why capacity is unmet: drop one constraint at a time and see whether more could be placed.
 
-Each explanation is an experiment: the service's request is placed greedily on the cluster as the
-plan found it, first alone, then with one constraint of docs/problem.md relaxed. The relaxation
-that lets most of the missing capacity be placed names the reason; where none does, several
-together may.
+Each explanation is an experiment: the service's request is placed greedily, first on what the plan
+leaves, then alone on the cluster as the plan found it, then with one constraint of docs/problem.md
+relaxed. The relaxation that lets most of the missing capacity be placed names the reason; where
+none does, several together may.
+
+An experiment knows one service only. What the others hold is worked out once and counts as
+reserved, so that the cost of an explanation does not grow with the number of services.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from fractions import Fraction
+from functools import cached_property
 from typing import Any, TypeVar
 
 from pydantic import BaseModel
 
 from heteroplace.check import evaluate
+from heteroplace.decision import Decision
 from heteroplace.instance import (
     Affinity,
     Cycle,
     Instance,
     Limits,
+    Node,
     Noun,
     Pod,
     Role,
@@ -30,7 +37,7 @@ from heteroplace.instance import (
     Service,
     Shape,
 )
-from heteroplace.plan import Evaluation, Plan, RoleOutcome
+from heteroplace.plan import Plan, PlanGroup, Unmet
 from heteroplace.solve.greedy import greedy
 from heteroplace.topology import TreeView
 
@@ -38,6 +45,7 @@ ZERO = Fraction(0)
 MOST_CRUMBS = 1024
 
 _BETTER = "The plan leaves room for more; solve with more time or another solver."
+_FLOOR = "More could only be placed if a role fell short of its minimum."
 
 
 class Explanation(Noun):
@@ -64,7 +72,12 @@ class Explanation(Noun):
 
 
 def explain(
-    instance: Instance, plan: Plan, most: int | None = None, seconds: float | None = None
+    instance: Instance,
+    plan: Plan,
+    most: int | None = None,
+    seconds: float | None = None,
+    *,
+    unmet: Iterable[Unmet] | None = None,
 ) -> list[Explanation]:
     """Say why each role with unmet capacity is short.
 
@@ -77,7 +90,11 @@ def explain(
     most
         Explain only that many services, those with most unmet GPUs first; null for all.
     seconds
-        Begin no further service after that time; null for no limit.
+        Stop after that time, in the middle of a service if need be: it and those after it are left
+        out. Null for no limit.
+    unmet
+        What the plan leaves unmet, from the plan's :class:`Result`; null works it out, whatever
+        time that takes.
 
     Returns
     -------
@@ -89,190 +106,427 @@ def explain(
     InputError
         If the plan names what the instance does not have.
     """
-    evaluation = evaluate(instance, plan)
-    short: dict[str, list[RoleOutcome]] = {}
-    for outcome in evaluation.roles:
-        if outcome.unmet:
-            short.setdefault(outcome.service, []).append(outcome)
-    ordered = sorted(short, key=lambda name: -sum(each.unmet_gpus for each in short[name]))
+    deadline = None if seconds is None else time.monotonic() + seconds
+    short: dict[str, dict[str, float]] = defaultdict(dict)
+    for each in evaluate(instance, plan).roles if unmet is None else unmet:
+        if each.unmet:
+            short[each.service][each.role] = float(each.unmet_gpus)
+    ordered = sorted(short, key=lambda name: -sum(short[name].values()))[:most]
     found: list[Explanation] = []
-    began = time.monotonic()
-    for name in ordered[:most]:
-        if seconds is not None and time.monotonic() - began > seconds:
-            break
-        constraint, reason = _reason(instance, plan, evaluation, name)
-        found.extend(
-            Explanation(
-                service=name,
-                role=outcome.role,
-                unmet_gpus=float(outcome.unmet_gpus),
-                constraint=constraint,
-                reason=reason,
+    if not ordered:
+        return found
+    try:
+        laboratory = _Laboratory(instance, plan, deadline)
+        for name in ordered:
+            constraint, reason = _reason(laboratory, name)
+            found.extend(
+                Explanation(
+                    service=name, role=role, unmet_gpus=gpus, constraint=constraint, reason=reason
+                )
+                for role, gpus in short[name].items()
             )
-            for outcome in short[name]
-        )
+    except _LateError:
+        pass  # What is not explained is left out.
     return sorted(found, key=lambda each: -each.unmet_gpus)
 
 
-def _reason(instance: Instance, plan: Plan, evaluation: Evaluation, name: str) -> tuple[str, str]:
-    missing = _unmet(evaluation, name)
-    if _unmet_after(_continued(instance, plan), name) < missing:
+def _reason(laboratory: _Laboratory, name: str) -> tuple[str, str]:
+    continued = laboratory.continued(name)
+    missing = _unmet(continued, Decision())
+    if laboratory.best(continued) < missing:
         return "search", _BETTER
-    alone = _alone(instance, name)
-    reachable = _unmet_after(alone, name)
-    if reachable < missing:
-        rivals = _rivals(instance, plan, name)
+    alone = laboratory.alone(name)
+    if laboratory.unmet(alone) < missing:
+        rivals = laboratory.rivals(name)
         if rivals is not None:
             return "priority", rivals
-        if any(role.min for role in instance.services[instance.service_index[name]].roles.values()):
-            return "priority", "More could only be placed if a role fell short of its minimum."
+        if any(role.min for role in alone.service.roles.values()):
+            return "priority", _FLOOR
         return "search", _BETTER
     best: tuple[Fraction, _Relaxation] | None = None
     for relaxation in _RELAXATIONS:
-        relaxed = relaxation.relax(alone, name)
+        relaxed = relaxation.relax(laboratory.instance, alone)
         if relaxed is None:
             continue
-        left = _unmet_after(relaxed, name)
+        left = laboratory.unmet(relaxed)
         if left < missing and (best is None or left < best[0]):
             best = (left, relaxation)
     if best is not None:
         return best[1].constraint, best[1].sentence
-    several = _several(alone, name, missing)
+    several = _several(laboratory, alone, missing)
     if several:
         names = ", ".join(each.what for each in several)
         return several[-1].constraint, f"More could be placed only without all of these: {names}."
-    return "capacity", _scarcity(instance, name)
+    return "capacity", laboratory.scarcity(name)
 
 
-def _several(alone: Instance, name: str, missing: Fraction) -> list[_Relaxation]:
+def _several(laboratory: _Laboratory, alone: _Trial, missing: Fraction) -> list[_Relaxation]:
     """Relaxations that help only together, none of them superfluous; empty when none do."""
     chosen: list[_Relaxation] = []
     for relaxation in _RELAXATIONS:
-        if relaxation.relax(alone, name) is not None:
+        if relaxation.relax(laboratory.instance, alone) is not None:
             chosen.append(relaxation)
-            if len(chosen) > 1 and _helps(chosen, alone, name, missing):
+            if len(chosen) > 1 and _helps(laboratory, chosen, alone, missing):
                 break
     else:
         return []
     for relaxation in chosen[:-1]:
         fewer = [each for each in chosen if each is not relaxation]
-        if _helps(fewer, alone, name, missing):
+        if _helps(laboratory, fewer, alone, missing):
             chosen = fewer
     return chosen
 
 
-def _helps(chosen: list[_Relaxation], alone: Instance, name: str, missing: Fraction) -> bool:
+def _helps(
+    laboratory: _Laboratory, chosen: list[_Relaxation], alone: _Trial, missing: Fraction
+) -> bool:
     relaxed = alone
     for relaxation in chosen:
-        relaxed = relaxation.relax(relaxed, name) or relaxed
-    return _unmet_after(relaxed, name) < missing
+        relaxed = relaxation.relax(laboratory.instance, relaxed) or relaxed
+    return laboratory.unmet(relaxed) < missing
 
 
-def _unmet(evaluation: Evaluation, name: str) -> Fraction:
-    """Unmet GPUs of a service; parts of it made by a relaxation count as it."""
-    return sum(
-        (
-            each.unmet_gpus
-            for each in evaluation.roles
-            if each.service == name or each.service.startswith(f"{name}\0")
-        ),
-        ZERO,
-    )
+# --------------------------------------------------------------------------------------------
+# Experiments
+# --------------------------------------------------------------------------------------------
 
 
-def _unmet_after(instance: Instance, name: str) -> Fraction:
-    tree = TreeView(instance)
-    return _unmet(evaluate(instance, greedy(tree).plan(tree)), name)
+class _LateError(Exception):
+    """The time for explanations is up."""
 
 
-N = TypeVar("N", bound=BaseModel)
+@dataclass(frozen=True)
+class _Trial:
+    """One service alone on the cluster as the plan found it.
+
+    Parameters
+    ----------
+    name
+        The service's name in the instance.
+    services
+        The service; several parts of it where a relaxation takes it apart.
+    running
+        Its groups.
+    reuse_freed
+        As in the cycle's rules.
+    uncordoned
+        Whether cordoned nodes and reserved GPUs may be used.
+    """
+
+    name: str
+    services: tuple[Service, ...]
+    running: tuple[RunningGroup, ...]
+    reuse_freed: bool
+    uncordoned: bool = False
+
+    @property
+    def service(self) -> Service:
+        """The service, as long as it is whole."""
+        (service,) = self.services
+        return service
 
 
-def _copy(noun: N, **changes: Any) -> N:
-    """Change fields of a noun; what was derived from the old ones is forgotten."""
-    fields = {name: getattr(noun, name) for name in type(noun).model_fields}
-    return type(noun).model_construct(**{**fields, **changes})
+@dataclass(frozen=True)
+class _Held:
+    """GPUs that services hold on nodes: by service, and the nodes with all of it reserved."""
+
+    by_service: dict[str, Counter[int]]
+    total: Counter[int]
+    nodes: tuple[Node, ...]
+    uncordoned: bool
+
+    @classmethod
+    def of(
+        cls, by_service: dict[str, Counter[int]], nodes: tuple[Node, ...], uncordoned: bool
+    ) -> _Held:
+        total: Counter[int] = Counter()
+        for held in by_service.values():
+            total.update(held)
+        reserved = tuple(
+            _reserving(node, total[index], uncordoned) for index, node in enumerate(nodes)
+        )
+        return cls(by_service, total, reserved, uncordoned)
+
+    def without(self, name: str, nodes: tuple[Node, ...]) -> tuple[Node, ...]:
+        """The nodes with what all services but one hold reserved."""
+        mine = self.by_service.get(name)
+        if not mine:
+            return self.nodes
+        found = list(self.nodes)
+        for index, gpus in mine.items():
+            found[index] = _reserving(nodes[index], self.total[index] - gpus, self.uncordoned)
+        return tuple(found)
 
 
-def _continued(instance: Instance, plan: Plan) -> Instance:
-    """The instance with the plan's additions as running, to see whether more can be added."""
-    groups: dict[str, RunningGroup] = {group.name: group for group in instance.running}
-    taken: dict[str, int] = {}
-    for planned in plan.groups:
-        base = groups.get(planned.name)
-        gone = {each.name for each in (*planned.removed, *planned.moved)}
-        instances = [each for each in base.instances if each.name not in gone] if base else []
-        if base and not instance.cycle.reuse_freed:
-            # What is removed or moved away holds its GPUs for the rest of the cycle.
-            instances.extend(
-                _copy(each, state="draining") for each in base.instances if each.name in gone
+def _reserving(node: Node, gpus: int, uncordoned: bool) -> Node:
+    """The node with so many GPUs reserved on top of its own, which ``uncordoned`` forgets."""
+    if uncordoned:
+        return _copy(node, schedulable=True, reserved=gpus)
+    return _copy(node, reserved=node.reserved + gpus) if gpus else node
+
+
+class _Laboratory:
+    """Experiments on one instance and plan, with what they share.
+
+    Parameters
+    ----------
+    instance
+        The problem.
+    plan
+        A valid plan.
+    deadline
+        ``time.monotonic()`` from which every experiment raises :class:`_LateError`; null for none.
+    """
+
+    def __init__(self, instance: Instance, plan: Plan, deadline: float | None) -> None:
+        self.instance = instance
+        self.deadline = deadline
+        self.in_time()
+        self.tree = TreeView(instance)
+        self.running: dict[str, list[RunningGroup]] = defaultdict(list)
+        for group in instance.running:
+            self.running[group.service].append(group)
+        self.planned: dict[str, list[PlanGroup]] = defaultdict(list)
+        for planned in plan.groups:
+            self.planned[planned.service].append(planned)
+        self._fleets: dict[tuple[str, bool], _Held] = {}
+
+    def in_time(self) -> None:
+        """Raise when the time is up."""
+        if self.deadline is not None and time.monotonic() >= self.deadline:
+            raise _LateError
+
+    # -- What others hold ------------------------------------------------------------------
+
+    @cached_property
+    def now(self) -> dict[str, Counter[int]]:
+        """GPUs by service and node that running instances hold."""
+        return {name: self._held_by(groups) for name, groups in self.running.items()}
+
+    @cached_property
+    def kept(self) -> dict[str, Counter[int]]:
+        """The same less what is freed where a service scales in."""
+        delivered = _delivered(self.instance, Decision())
+        shrinking = {}
+        for service in self.instance.services:
+            now = {role: delivered[service.name, role] for role in service.roles}
+            if any(now[name] > role.target for name, role in service.roles.items()):
+                roles = {
+                    name: _copy(role, target=min(role.target, now[name]), min=ZERO)
+                    for name, role in service.roles.items()
+                }
+                shrinking[service.name] = _copy(service, roles=roles)
+        if not shrinking:
+            return self.now
+        running = tuple(group for name in shrinking for group in self.running[name])
+        smaller = _copy(self.instance, services=tuple(shrinking.values()), running=running)
+        gone = greedy(TreeView(smaller), self.deadline).removed
+        self.in_time()
+        stay: dict[str, list[RunningGroup]] = defaultdict(list)
+        for index, group in enumerate(running):
+            instances = [
+                each for number, each in enumerate(group.instances) if (index, number) not in gone
+            ]
+            stay[group.service].append(_copy(group, instances=tuple(instances)))
+        return {**self.now, **{name: self._held_by(stay[name]) for name in shrinking}}
+
+    @cached_property
+    def after(self) -> dict[str, Counter[int]]:
+        """GPUs by service and node that are held after the plan."""
+        held = dict(self.now)
+        reuse, index_of = self.instance.cycle.reuse_freed, self.instance.node_index
+        for name, groups in self.planned.items():
+            if reuse and any(group.removed or group.moved for group in groups):
+                held[name] = self._held_by(self._groups_after(name))
+                continue
+            self.in_time()
+            count = held[name] = Counter(held.get(name))
+            for group in groups:
+                for placed in (*group.moved, *group.added):
+                    for pod in placed.pods:
+                        count[index_of[pod.node]] += pod.gpus
+        return held
+
+    def _held_by(self, groups: Iterable[RunningGroup]) -> Counter[int]:
+        """GPUs that the instances of some groups hold on each node."""
+        self.in_time()
+        held: Counter[int] = Counter()
+        for group in groups:
+            for each in group.instances:
+                pods = self.tree.shape_of(group, each).pod_list
+                for name, (_, gpus) in zip(each.nodes, pods, strict=True):
+                    held[self.instance.node_index[name]] += gpus
+        return held
+
+    def _nodes(self, when: str, name: str, uncordoned: bool = False) -> tuple[Node, ...]:
+        """The nodes with what others hold reserved; ``when`` is ``now``, ``kept`` or ``after``."""
+        key = (when, uncordoned)
+        self.in_time()
+        if key not in self._fleets:
+            self._fleets[key] = _Held.of(getattr(self, when), self.instance.nodes, uncordoned)
+        return self._fleets[key].without(name, self.instance.nodes)
+
+    # -- Experiments -----------------------------------------------------------------------
+
+    def continued(self, name: str) -> Instance:
+        """One service on what the plan leaves, with what the plan adds to it as running."""
+        return _copy(
+            self.instance,
+            nodes=self._nodes("after", name),
+            services=(self._service(name),),
+            running=tuple(self._groups_after(name)),
+            cycle=Cycle(),
+        )
+
+    def alone(self, name: str) -> _Trial:
+        """One service on the cluster as the plan found it."""
+        return _Trial(
+            name,
+            (self._service(name),),
+            tuple(self.running[name]),
+            self.instance.cycle.reuse_freed,
+        )
+
+    def unmet(self, trial: _Trial) -> Fraction:
+        """Unmet GPUs of a trial's service when it is placed greedily."""
+        when = "kept" if trial.reuse_freed else "now"
+        return self.best(
+            _copy(
+                self.instance,
+                nodes=self._nodes(when, trial.name, trial.uncordoned),
+                services=trial.services,
+                running=trial.running,
+                cycle=Cycle(reuse_freed=trial.reuse_freed),
             )
-        for placed in (*planned.moved, *planned.added):
-            number = taken[planned.name] = taken.get(planned.name, 0) + 1
-            instances.append(
+        )
+
+    def best(self, instance: Instance) -> Fraction:
+        """Unmet GPUs of all services of an instance when they are placed greedily."""
+        self.in_time()
+        decision = greedy(TreeView(instance), self.deadline)
+        self.in_time()
+        return _unmet(instance, decision)
+
+    def _service(self, name: str) -> Service:
+        return self.instance.services[self.instance.service_index[name]]
+
+    def _groups_after(self, name: str) -> list[RunningGroup]:
+        """A service's groups after the plan."""
+        groups = {group.name: group for group in self.running[name]}
+        for planned in self.planned[name]:
+            base = groups.get(planned.name)
+            gone = {each.name for each in (*planned.removed, *planned.moved)}
+            instances = [each for each in base.instances if each.name not in gone] if base else []
+            if base and not self.instance.cycle.reuse_freed:
+                # What is removed or moved away holds its GPUs for the rest of the cycle.
+                instances.extend(
+                    _copy(each, state="draining") for each in base.instances if each.name in gone
+                )
+            instances.extend(
                 RunningInstance.model_construct(
-                    name=f"\0{number}",
+                    name=None,
                     role=placed.role,
                     shape=placed.shape,
                     nodes=tuple(pod.node for pod in placed.pods),
                     state="ready",
                 )
+                for placed in (*planned.moved, *planned.added)
             )
-        if not instances:
-            groups.pop(planned.name, None)
-            continue
-        groups[planned.name] = RunningGroup.model_construct(
-            name=planned.name,
-            service=planned.service,
-            domain=base.domain if base else planned.domain,
-            instances=tuple(instances),
+            if not instances:
+                groups.pop(planned.name, None)
+                continue
+            groups[planned.name] = RunningGroup.model_construct(
+                name=planned.name,
+                service=name,
+                domain=base.domain if base else planned.domain,
+                instances=tuple(instances),
+            )
+        return list(groups.values())
+
+    # -- Sentences -------------------------------------------------------------------------
+
+    @cached_property
+    def arrived(self) -> dict[str, Counter[str]]:
+        """GPUs by service and GPU type that the plan gives to added and moved instances."""
+        found: dict[str, Counter[str]] = {}
+        nodes, index_of = self.instance.nodes, self.instance.node_index
+        for name, groups in self.planned.items():
+            count: Counter[str] = Counter()
+            for group in groups:
+                for each in (*group.added, *group.moved):
+                    for pod in each.pods:
+                        count[nodes[index_of[pod.node]].gpu_type] += pod.gpus
+            found[name] = count
+        return found
+
+    def rivals(self, name: str) -> str | None:
+        """Who got GPUs of the types it needs; null when nobody else got any."""
+        types = _types(self._service(name))
+        gpus = {
+            other: sum(count[gpu_type] for gpu_type in types)
+            for other, count in self.arrived.items()
+            if other != name and any(count[gpu_type] for gpu_type in types)
+        }
+        if not gpus:
+            return None
+        priority = {each: self._service(each).priority for each in (name, *gpus)}
+        listed = sorted(gpus, key=lambda each: (-priority[each], -gpus[each]))
+        shown = ", ".join(
+            f"{each} ({gpus[each]} GPUs, priority {priority[each]})" for each in listed[:3]
         )
-    return _copy(instance, running=tuple(groups.values()), cycle=Cycle())
+        more = f" and {len(listed) - 3} more" if len(listed) > 3 else ""
+        return (
+            f"Alone it would get more, but the GPUs it needs went to others: {shown}{more}; "
+            f"its own priority is {priority[name]}."
+        )
+
+    def scarcity(self, name: str) -> str:
+        """How few GPUs of its types are free."""
+        free = dict.fromkeys(sorted(_types(self._service(name))), 0)
+        for node, room in zip(self.instance.nodes, self.tree.free, strict=True):
+            if node.gpu_type in free:
+                free[node.gpu_type] += room
+        shown = ", ".join(f"{count} {gpu_type}" for gpu_type, count in free.items())
+        return f"The cluster has too few free GPUs of its types: {shown}."
 
 
-def _delivered_now(instance: Instance) -> dict[tuple[str, str], Fraction]:
-    outcome = evaluate(instance, Plan())
-    return {(each.service, each.role): each.delivered for each in outcome.roles}
+def _delivered(instance: Instance, decision: Decision) -> dict[tuple[str, str], Fraction]:
+    """Capacity that every (service, role) delivers after a decision."""
+    services = [
+        instance.services[instance.service_index[each.service]] for each in instance.running
+    ]
+    count: Counter[tuple[str, str, int]] = Counter()
+    for index, (group, service) in enumerate(zip(instance.running, services, strict=True)):
+        for number, running in enumerate(group.instances):
+            if running.state == "ready" and (index, number) not in decision.removed:
+                shape = service.roles[running.role].shape_index[running.shape]
+                count[service.name, running.role, shape] += 1
+    services.extend(instance.services[index] for index, _ in decision.new_groups)
+    for added in decision.added:
+        count[services[added.group].name, added.role, added.shape] += 1
+    return {
+        (service.name, name): sum(
+            (
+                count[service.name, name, index] * shape.capacity
+                for index, shape in enumerate(role.shapes)
+            ),
+            ZERO,
+        )
+        for service in instance.services
+        for name, role in service.roles.items()
+    }
 
 
-def _alone(instance: Instance, name: str) -> Instance:
-    """The instance in which only one service asks for more."""
-    now = _delivered_now(instance)
-    services = []
-    for service in instance.services:
-        if service.name != name:
-            roles = {
-                key: _copy(role, target=min(role.target, now[service.name, key]), min=ZERO)
-                for key, role in service.roles.items()
-            }
-            service = _copy(service, roles=roles)
-        services.append(service)
-    return _copy(instance, services=tuple(services))
-
-
-def _rivals(instance: Instance, plan: Plan, name: str) -> str | None:
-    """Who got GPUs of the types it needs; null when nobody else got any."""
-    mine = instance.services[instance.service_index[name]]
-    types = _types(mine)
-    gpus: dict[str, int] = {}
-    for group in plan.groups:
-        if group.service == name:
-            continue
-        for each in (*group.added, *group.moved):
-            for pod in each.pods:
-                if instance.nodes[instance.node_index[pod.node]].gpu_type in types:
-                    gpus[group.service] = gpus.get(group.service, 0) + pod.gpus
-    if not gpus:
-        return None
-    priority = {service.name: service.priority for service in instance.services}
-    listed = sorted(gpus, key=lambda each: (-priority[each], -gpus[each]))
-    shown = ", ".join(
-        f"{each} ({gpus[each]} GPUs, priority {priority[each]})" for each in listed[:3]
-    )
-    more = f" and {len(listed) - 3} more" if len(listed) > 3 else ""
-    return (
-        f"Alone it would get more, but the GPUs it needs went to others: {shown}{more}; "
-        f"its own priority is {mine.priority}."
+def _unmet(instance: Instance, decision: Decision) -> Fraction:
+    """Unmet GPUs of all services after a decision."""
+    delivered = _delivered(instance, decision)
+    return sum(
+        (
+            max(ZERO, role.target - delivered[service.name, name]) * role.gpus_per_capacity
+            for service in instance.services
+            for name, role in service.roles.items()
+        ),
+        ZERO,
     )
 
 
@@ -286,107 +540,80 @@ def _types(service: Service) -> set[str]:
     }
 
 
-def _scarcity(instance: Instance, name: str) -> str:
-    tree = TreeView(instance)
-    service = instance.services[instance.service_index[name]]
-    free = dict.fromkeys(sorted(_types(service)), 0)
-    for node, room in zip(instance.nodes, tree.free, strict=True):
-        if node.gpu_type in free:
-            free[node.gpu_type] += room
-    shown = ", ".join(f"{count} {gpu_type}" for gpu_type, count in free.items())
-    return f"The cluster has too few free GPUs of its types: {shown}."
+N = TypeVar("N", bound=BaseModel)
+
+
+def _copy(noun: N, **changes: Any) -> N:
+    """Change fields of a noun; what was derived from the old ones is forgotten."""
+    fields = {name: getattr(noun, name) for name in type(noun).model_fields}
+    return type(noun).model_construct(**{**fields, **changes})
 
 
 # --------------------------------------------------------------------------------------------
 # Relaxations
 # --------------------------------------------------------------------------------------------
 
-Relax = Callable[[Instance, str], Instance | None]
+Relax = Callable[[Instance, _Trial], _Trial | None]
 
 
-def _with_service(instance: Instance, name: str, change: Callable[[Service], Service]) -> Instance:
-    services = tuple(
-        change(service) if service.name == name else service for service in instance.services
-    )
-    return _copy(instance, services=services)
+def _with_service(trial: _Trial, **changes: Any) -> _Trial:
+    return replace(trial, services=(_copy(trial.service, **changes),))
 
 
-def _reuse(instance: Instance, name: str) -> Instance | None:
-    if instance.cycle.reuse_freed:
-        return None
-    return _copy(instance, cycle=_copy(instance.cycle, reuse_freed=True))
+def _reuse(instance: Instance, trial: _Trial) -> _Trial | None:
+    return None if trial.reuse_freed else replace(trial, reuse_freed=True)
 
 
-def _uncordon(instance: Instance, name: str) -> Instance | None:
+def _uncordon(instance: Instance, trial: _Trial) -> _Trial | None:
     if all(node.schedulable and not node.reserved for node in instance.nodes):
         return None
-    nodes = tuple(_copy(node, schedulable=True, reserved=0) for node in instance.nodes)
-    return _copy(instance, nodes=nodes)
+    return replace(trial, uncordoned=True)
 
 
-def _anywhere(instance: Instance, name: str) -> Instance | None:
-    service = instance.services[instance.service_index[name]]
-    if service.affinity.required is None:
+def _anywhere(instance: Instance, trial: _Trial) -> _Trial | None:
+    if trial.service.affinity.required is None:
         return None
-    running = tuple(
-        _copy(group, domain=None) if group.service == name else group for group in instance.running
-    )
-    relaxed = _with_service(instance, name, lambda each: _copy(each, affinity=Affinity()))
-    return _copy(relaxed, running=running)
+    running = tuple(_copy(group, domain=None) for group in trial.running)
+    return replace(_with_service(trial, affinity=Affinity()), running=running)
 
 
-def _apart(instance: Instance, name: str) -> Instance | None:
+def _apart(instance: Instance, trial: _Trial) -> _Trial | None:
     """Every role a service of its own, so that no band and no partner binds it."""
-    service = instance.services[instance.service_index[name]]
-    if len(service.roles) == 1:
+    roles = trial.service.roles
+    if len(roles) == 1:
         return None
-    services: list[Service] = []
-    for each in instance.services:
-        if each.name != name:
-            services.append(each)
-            continue
-        services.extend(
-            _copy(each, name=f"{name}\0{role}", roles={role: served}, ratios=())
-            for role, served in service.roles.items()
-        )
-    running: list[RunningGroup] = []
-    for group in instance.running:
-        if group.service != name:
-            running.append(group)
-            continue
-        for role in service.roles:
-            instances = tuple(one for one in group.instances if one.role == role)
+    # No other service is in the experiment, so a role's name is enough.
+    services = tuple(
+        _copy(trial.service, name=name, roles={name: role}, ratios=())
+        for name, role in roles.items()
+    )
+    running = []
+    for group in trial.running:
+        for role in roles:
+            instances = tuple(each for each in group.instances if each.role == role)
             if instances:
-                running.append(
-                    _copy(
-                        group,
-                        name=f"{group.name}\0{role}",
-                        service=f"{name}\0{role}",
-                        instances=instances,
-                    )
-                )
-    return _copy(instance, services=tuple(services), running=tuple(running))
+                running.append(_copy(group, service=role, instances=instances))
+    return replace(trial, services=services, running=tuple(running))
 
 
-def _unlimited(instance: Instance, name: str) -> Instance | None:
-    service = instance.services[instance.service_index[name]]
-    if service.limits == Limits():
+def _unlimited(instance: Instance, trial: _Trial) -> _Trial | None:
+    if trial.service.limits == Limits():
         return None
-    return _with_service(instance, name, lambda each: _copy(each, limits=Limits()))
+    return _with_service(trial, limits=Limits())
 
 
-def _scattered(instance: Instance, name: str) -> Instance | None:
-    service = instance.services[instance.service_index[name]]
-    if not any(len(s.pod_list) > 1 for role in service.roles.values() for s in role.shapes):
+def _scattered(instance: Instance, trial: _Trial) -> _Trial | None:
+    roles = trial.service.roles.values()
+    if not any(len(shape.pod_list) > 1 for role in roles for shape in role.shapes):
         return None
 
     def change(shape: Shape) -> Shape:
         return _copy(shape, level=instance.levels[0]) if len(shape.pod_list) > 1 else shape
 
-    return _with_shapes(instance, name, change)
+    return _with_shapes(trial, change)
 
 
-def _crumbled(instance: Instance, name: str) -> Instance | None:
+def _crumbled(instance: Instance, trial: _Trial) -> _Trial | None:
     """Pods of one GPU, to see whether only the pieces are too small."""
 
     def change(shape: Shape) -> Shape:
@@ -400,10 +627,10 @@ def _crumbled(instance: Instance, name: str) -> Instance | None:
         keep = level if level in instance.levels else instance.levels[-1]
         return _copy(shape, pods=pods, level=keep)
 
-    service = instance.services[instance.service_index[name]]
+    roles = trial.service.roles
 
     def scatter(each: RunningInstance) -> RunningInstance:
-        role = service.roles[each.role]
+        role = roles[each.role]
         shape = role.shapes[role.shape_index[each.shape]]
         if shape.gpus > MOST_CRUMBS:
             return each
@@ -412,22 +639,17 @@ def _crumbled(instance: Instance, name: str) -> Instance | None:
 
     running = tuple(
         _copy(group, instances=tuple(scatter(each) for each in group.instances))
-        if group.service == name
-        else group
-        for group in instance.running
+        for group in trial.running
     )
-    return _copy(_with_shapes(instance, name, change), running=running)
+    return replace(_with_shapes(trial, change), running=running)
 
 
-def _with_shapes(instance: Instance, name: str, change: Callable[[Shape], Shape]) -> Instance:
-    def roles(service: Service) -> Service:
-        changed: dict[str, Role] = {
-            key: _copy(role, shapes=tuple(change(shape) for shape in role.shapes))
-            for key, role in service.roles.items()
-        }
-        return _copy(service, roles=changed)
-
-    return _with_service(instance, name, roles)
+def _with_shapes(trial: _Trial, change: Callable[[Shape], Shape]) -> _Trial:
+    roles: dict[str, Role] = {
+        name: _copy(role, shapes=tuple(change(shape) for shape in role.shapes))
+        for name, role in trial.service.roles.items()
+    }
+    return _with_service(trial, roles=roles)
 
 
 @dataclass(frozen=True)

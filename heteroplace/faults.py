@@ -59,7 +59,11 @@ def _level_faults(instance: Instance) -> Iterator[Fault]:
         if instance.rdma.upper is not None and levels.index(instance.rdma.upper) >= levels.index(
             instance.rdma.lower
         ):
-            yield "rdma.upper", f"must be coarser than lower ({instance.rdma.lower!r})"
+            yield (
+                "rdma.upper",
+                f"must be coarser than lower ({instance.rdma.lower!r}); swap the two or name "
+                "another level",
+            )
 
 
 def _node_faults(instance: Instance) -> Iterator[Fault]:

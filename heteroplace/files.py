@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import json
 import os
+import secrets
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -51,21 +52,47 @@ def refuse_duplicate_keys(text: str | bytes, source: str) -> None:
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
-    """Write a file so that it is there whole or not at all."""
-    # A link stays a link: what it points to is written.
-    target = Path(os.path.realpath(path))
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    """Write a file in UTF-8 so that it is there whole or not at all.
+
+    A link stays a link: what it points to is written. A device or a named pipe is written to, not
+    replaced.
+
+    Parameters
+    ----------
+    path
+        Where to write; the folder must be there.
+    text
+        What to write.
+
+    Raises
+    ------
+    InputError
+        If it cannot be written; names the path and the reason.
+    """
+    if not Path(path).name:
+        raise InputError(str(path) or "''", "cannot be written: this is not the name of a file")
     try:
-        try:
-            with open(temporary, "x", encoding="utf-8") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, target)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except OSError as error:
-        raise InputError(str(path), f"cannot be written: {error.strerror}") from None
+        target = Path(os.path.realpath(path))
+        if target.exists() and not target.is_file() and not target.is_dir():
+            target.write_text(text, encoding="utf-8")
+        else:
+            _replace(target, text)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(str(path), f"cannot be written: {reason}") from None
+
+
+def _replace(target: Path, text: str) -> None:
+    """Write beside the file, then put it in its place in one step."""
+    temporary = target.with_name(f".{secrets.token_hex(8)}.tmp")
+    try:
+        with open(temporary, "x", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def validated(build: Callable[[], T], source: str = "") -> T:

@@ -361,8 +361,8 @@ class Instance(Noun):
     levels
         Ranks of the network tree, coarse to fine.
     rdma
-        The levels of the tiers; default ``s1`` and ``s2`` where both are declared, else the finest
-        level and the one above it.
+        The levels of the tiers; default ``s1`` and ``s2`` where both are declared, ``s2`` the
+        coarser one, else the finest level and the one above it.
     nodes, services, running, objective, cycle
         The problem (docs/problem.md).
     """
@@ -450,8 +450,7 @@ class Instance(Noun):
         """The levels that define the tiers, defaults resolved."""
         if self.rdma is not None:
             return self.rdma
-        if "s1" in self.levels and "s2" in self.levels:
+        levels = self.levels
+        if {"s1", "s2"} <= set(levels) and levels.index("s2") < levels.index("s1"):
             return RdmaLevels(lower="s1", upper="s2")
-        return RdmaLevels(
-            lower=self.levels[-1], upper=self.levels[-2] if len(self.levels) > 1 else None
-        )
+        return RdmaLevels(lower=levels[-1], upper=levels[-2] if len(levels) > 1 else None)

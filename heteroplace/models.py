@@ -12,13 +12,14 @@ import os
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 from pydantic import Field
 
 from heteroplace.errors import InputError
-from heteroplace.files import MAX_BYTES, read_bytes, validated
+from heteroplace.files import MAX_BYTES, read_bytes, refuse_duplicate_keys, validated
 from heteroplace.instance import Name, Noun, Pod, PositiveCount, Shape
 from heteroplace.quantity import Positive, parse_number
 
@@ -100,6 +101,7 @@ class ServedModel(Noun):
             If the text is not JSON or not a served model.
         """
         model: ServedModel = validated(lambda: cls.model_validate_json(text), source)
+        refuse_duplicate_keys(text, source)
         return model
 
     @classmethod
@@ -130,15 +132,16 @@ class ServedModel(Noun):
         Returns
         -------
         tuple of Shape
-            With the fleet's names of the GPU types; empty if no instance fits on the fleet.
+            With the fleet's names of the GPU types, one for each type and size; empty if no
+            instance fits on the fleet.
         """
         ways: list[tuple[Fraction, str, int, Fraction]] = []
         for gpu_type in sorted(node_gpus):
-            fitting = [
-                (-way.per_gpu, gpu_type, way.gpus, way.capacity)
-                for way in self.roles.get(role, ())
-                if same_gpu(way.gpu_type, gpu_type) and way.gpus <= node_gpus[gpu_type]
-            ]
+            best: dict[int, Fraction] = {}
+            for way in self.roles.get(role, ()):
+                if same_gpu(way.gpu_type, gpu_type) and way.gpus <= node_gpus[gpu_type]:
+                    best[way.gpus] = max(way.capacity, best.get(way.gpus, Fraction(0)))
+            fitting = [(-best[gpus] / gpus, gpu_type, gpus, best[gpus]) for gpus in best]
             ways.extend(sorted(fitting)[:per_type])
         return tuple(
             Shape(
@@ -156,14 +159,23 @@ def load_models(folder: str | os.PathLike[str]) -> tuple[ServedModel, ...]:
     Raises
     ------
     InputError
-        If the folder holds no served model, or one of the files is not one.
+        If the folder holds no served model, one of the files is not one, or two have one name.
     """
     files = sorted(Path(folder).glob("*.json"))
     if not files:
         raise InputError(str(folder), "holds no served model (*.json); name another folder")
-    return tuple(ServedModel.from_file(file) for file in files)
+    found: dict[str, tuple[Path, ServedModel]] = {}
+    for file in files:
+        model = ServedModel.from_file(file)
+        if model.name in found:
+            other = found[model.name][0].name
+            raise InputError(f"{file}: name", f"{model.name!r} is in {other} too; rename one")
+        found[model.name] = (file, model)
+    return tuple(model for _, model in found.values())
 
 
+# Names made of a cell have a number added and must stay names.
+MAX_CELL = 240
 _COLUMNS = ("model", "gpu", "role", "gpus_per_instance", "isl", "tokens_per_s_per_instance")
 
 
@@ -198,19 +210,19 @@ def models_from_csv(
         if positive(row["isl"], where, "isl") != isl:
             continue
         for column in ("model", "gpu", "role"):
-            if not row[column]:
-                raise InputError(f"{where}, column {column}", "is empty; fill it in")
+            filled(row[column], where, column)
         gpus = positive(row["gpus_per_instance"], where, "gpus_per_instance")
         if gpus.denominator != 1:
             raise InputError(f"{where}, column gpus_per_instance", f"{gpus} is not a whole number")
         capacity = positive(row["tokens_per_s_per_instance"], where, "tokens_per_s_per_instance")
+        way = {
+            "gpu_type": row["gpu"],
+            "gpus": int(gpus),
+            "capacity": capacity,
+            "estimated": row.get("source", "").startswith("SOL"),
+        }
         roles[row["model"]][row["role"]].append(
-            InstanceCapacity(
-                gpu_type=row["gpu"],
-                gpus=int(gpus),
-                capacity=capacity,
-                estimated=row.get("source", "").startswith("SOL"),
-            )
+            validated(partial(InstanceCapacity.model_validate, way), where)
         )
     if not roles:
         raise InputError(str(path), f"holds no row with isl {isl}; ask for another length")
@@ -223,6 +235,18 @@ def models_from_csv(
         )
         for name in sorted(roles)
     )
+
+
+def filled(text: str, where: str, column: str, meaning: str = "the cell") -> str:
+    """Refuse a cell that is empty or too long for a name; ``where`` names the file and line."""
+    if not text:
+        raise InputError(f"{where}, column {column}", f"{meaning} is empty; fill it in")
+    if len(text) > MAX_CELL:
+        raise InputError(
+            f"{where}, column {column}",
+            f"{meaning} has more than {MAX_CELL} characters; shorten it",
+        )
+    return text
 
 
 def positive(text: str, where: str, column: str) -> Fraction:

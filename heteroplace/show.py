@@ -136,6 +136,8 @@ class Picture:
         Tree view of the instance.
     groups
         Running groups, then new ones.
+    pods
+        Per node, the placements on it with their GPUs there.
     after
         Per node, GPUs in use after the plan, draining included.
     free_after
@@ -164,11 +166,11 @@ class Picture:
             for domain in self.view.domains[1:]
         }
         self.groups = self._groups()
-        self.after = [0] * len(instance.nodes)
+        self.pods: list[list[tuple[Placement, int]]] = [[] for _ in instance.nodes]
         for placement in self.placements():
-            if placement.mark in OCCUPIES:
-                for node, gpus in placement.pods:
-                    self.after[node] += gpus
+            for node, gpus in placement.pods:
+                self.pods[node].append((placement, gpus))
+        self.after = [sum(gpus for each, gpus in on if each.mark in OCCUPIES) for on in self.pods]
         self.free_after = [
             max(0, node.gpus - node.reserved - used) if node.schedulable else 0
             for node, used in zip(instance.nodes, self.after, strict=True)
@@ -383,11 +385,8 @@ def _names(names: Iterable[str], most: int = 4) -> str:
 def _tree(picture: Picture, one_by_one: bool) -> Tree:
     graph = picture.view.graph()
     placed: dict[int, list[Placement]] = defaultdict(list)
-    by_node: dict[int, list[tuple[Placement, int]]] = defaultdict(list)
     for placement in picture.placements():
         placed[picture.common_domain(placement)].append(placement)
-        for node, gpus in placement.pods:
-            by_node[node].append((placement, gpus))
     finest: dict[int, list[int]] = defaultdict(list)
     after = [0] * len(picture.view.domains)
     for index, path in enumerate(picture.view.node_path):
@@ -405,7 +404,7 @@ def _tree(picture: Picture, one_by_one: bool) -> Tree:
         members = finest[domain.index]
         if one_by_one:
             for node in members:
-                tree.add(_node_label(picture, node, by_node[node]))
+                tree.add(_node_label(picture, node))
         else:
             for line in _condensed(picture, members):
                 tree.add(line)
@@ -462,7 +461,7 @@ def _role_lines(picture: Picture, placements: list[Placement]) -> Iterator[Text]
         yield text
 
 
-def _node_label(picture: Picture, index: int, pods: list[tuple[Placement, int]]) -> Text:
+def _node_label(picture: Picture, index: int) -> Text:
     node = picture.instance.nodes[index]
     text = Text(f"{clean(node.name)} · {clean(node.gpu_type)} · {node.gpus:,} GPUs")
     text.append(f", {picture.view.free[index]:,} free")
@@ -473,7 +472,7 @@ def _node_label(picture: Picture, index: int, pods: list[tuple[Placement, int]])
     if not node.schedulable:
         text.append(", cordoned", style="red")
     amounts: Counter[tuple[str, str, Mark]] = Counter()
-    for placement, gpus in pods:
+    for placement, gpus in picture.pods[index]:
         amounts[placement.service, placement.role, placement.mark] += gpus
     for place, ((service, role, mark), gpus) in enumerate(amounts.items()):
         text.append(": " if place == 0 else ", ")

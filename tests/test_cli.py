@@ -21,7 +21,7 @@ import heteroplace
 from heteroplace import Instance, Plan, Result, check, cli, evaluate
 from heteroplace.cli import main
 from heteroplace.explain import Explanation
-from heteroplace.generate import FAMILIES
+from heteroplace.generate import FAMILIES, from_inventory
 
 Data = dict[str, Any]
 Capture = pytest.CaptureFixture[str]
@@ -165,6 +165,30 @@ def test_a_time_limit_beyond_reason_is_none(capsys: Capture, seconds: str) -> No
     code, out, _ = run(capsys, "solve", QUICKSTART, "--json", "--time-limit", seconds)
     assert code == 0
     assert json.loads(out)["status"] == "optimal"
+
+
+@pytest.mark.parametrize(
+    ("limit", "least", "most"),
+    [("inf", 2.0, 2.0), ("1000", 2.0, 2.0), ("1.5", 0.1, 1.5), ("1e-9", 0.1, 0.1)],
+)
+def test_explanations_get_what_the_solve_leaves_of_the_time_limit(
+    capsys: Capture, monkeypatch: pytest.MonkeyPatch, limit: str, least: float, most: float
+) -> None:
+    given: list[float] = []
+
+    def nothing(*arguments: Any, unmet: Any) -> list[Explanation]:
+        given.append(arguments[3])
+        return []
+
+    monkeypatch.setattr(cli, "explain", nothing)
+    solve = ("solve", QUICKSTART, *GREEDY, "--time-limit", limit)
+    code, out, _ = run(capsys, *solve, "--json")
+    result = Result.model_validate_json(out)
+    assert (code, {each.reason for each in result.unmet}) == (0, {None})
+    code, out, _ = run(capsys, *solve)
+    assert (code, out.count("see heteroplace explain")) == (0, len(result.unmet))
+    assert len(given) == 2
+    assert all(least <= seconds <= most for seconds in given)
 
 
 BAD_OPTIONS = [
@@ -416,6 +440,27 @@ def test_generate_on_an_inventory(capsys: Capture, tmp_path: Path) -> None:
     )
     assert (code, err) == (0, "")
     assert len(Instance.from_json(out).nodes) == 8
+    inventory = ("generate", "--nodes", nodes, "--models", ROOT / "models", "--services", 3)
+    more = ("--change", 1, "--scale-in", 0.5, "--draining", 0.2, "--isl", 1024, "--load", 0.9)
+    code, out, err = run(capsys, *inventory, *more)
+    assert (code, err) == (0, "")
+    assert Instance.from_json(out) == from_inventory(
+        *(nodes, None),
+        models_dir=ROOT / "models",
+        services=3,
+        change=1.0,
+        scale_in=0.5,
+        draining=0.2,
+        isl=1024,
+        load=0.9,
+    )
+    for option, value in (
+        *(("--load", -1), ("--load", "nan"), ("--running", 2), ("--services", 0), ("--isl", 0)),
+        *(("--change", 1.5), ("--scale-in", -1), ("--draining", "inf"), ("--isl", 2.5)),
+        *(("--services", 1000), ("--max-bytes", 0)),
+    ):
+        assert f"{option}: " in refused(capsys, *inventory, f"{option}={value}")
+    assert f"{nodes}: is larger" in refused(capsys, *inventory, "--max-bytes", 9)
     nodes.write_text("name,gpu_type\n", encoding="utf-8")
     assert str(nodes) in refused(capsys, "generate", "--nodes", nodes)
 
@@ -439,6 +484,16 @@ def test_generate_on_an_inventory(capsys: Capture, tmp_path: Path) -> None:
         (("small", "--seed", "x"), "--seed"),
         (("small", "--services", "x"), "--services"),
         (("small", "--load", "x"), "--load"),
+        (("small", "--services", "9"), "--services: goes with --nodes; for a family use --set"),
+        (("small", "--load", "0.8"), "use --set load=0.8"),
+        (("small", "--running", "0"), "use --set running=0"),
+        (("small", "--scale-in", "0.5"), "--scale-in: goes with --nodes; for a family use --set"),
+        (("small", "--change", "1"), "use --set change=1"),
+        (("small", "--draining", "1"), "use --set draining=1"),
+        (("small", "--capacity", "x.csv"), "--capacity: goes with --nodes"),
+        (("small", "--models", "models"), "--models: goes with --nodes"),
+        (("small", "--isl", "9"), "--isl: goes with --nodes; for a family leave it out"),
+        (("--nodes", ""), "cannot be read"),
     ],
     ids=str,
 )

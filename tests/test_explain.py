@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import importlib
 import random
+import time
 from typing import Any
 
 import pytest
 from strategies import random_instance
 
 from heteroplace import Instance, Plan, Profile, check, evaluate, solve
+from heteroplace.decision import Decision
 from heteroplace.explain import Explanation, explain
+from heteroplace.solve.greedy import greedy
+from heteroplace.topology import TreeView
 
 Data = dict[str, Any]
+
+# The package's attribute of that name is the function.
+explain_module = importlib.import_module("heteroplace.explain")
 
 EXACT = Profile(solver="highs")
 CONSTRAINTS = {
@@ -281,6 +289,99 @@ def test_only_the_shortest_services() -> None:
     assert [each.service for each in everything] == ["s5", "s4", "s3", "s2", "s1"]
     assert explain(given, Plan(), 2) == everything[:2]
     assert explain(given, Plan(), 0) == []
+
+
+def test_names_with_any_character_are_different_services() -> None:
+    """A service is itself, not a part of one whose name its own begins with."""
+    for short, long in (("a", "a\0b"), ("a", "a\0serve"), ("", "\0")):
+        plain, odd = (
+            instance(
+                [node("n0", "p0"), node("n1", "p0", gpu_type="L20")],
+                [
+                    service(f"x{first}", serve=role(1, (16, 1))),
+                    service(
+                        f"x{second}",
+                        ratios=[BAND],
+                        prefill=role(9, (2, 1), gpu_type="L20"),
+                        decode=role(1, (4, 1), gpu_type="L20"),
+                    ),
+                ],
+            )
+            for first, second in (("y", "z"), (short, long))
+        )
+        found, wanted = (explain(each, solve(each, EXACT).plan) for each in (odd, plain))
+        assert [each.constraint for each in found] == [each.constraint for each in wanted]
+        assert [each.reason for each in found] == [each.reason for each in wanted]
+        assert {each.service for each in found} == {f"x{short}", f"x{long}"}
+
+
+class Clock:
+    """Time that passes when somebody looks."""
+
+    def __init__(self) -> None:
+        self.looks = 0
+
+    def __call__(self) -> float:
+        self.looks += 1
+        return float(self.looks)
+
+
+def test_the_time_is_kept_within_a_service(monkeypatch: pytest.MonkeyPatch) -> None:
+    """More time explains more services, always whole ones, and nothing goes on afterwards."""
+    services = [
+        service(f"s{number}", prefill=role(number, (8, 2), level="s1"), decode=role(1, (8, 1)))
+        for number in range(1, 4)
+    ]
+    given = instance([node("n0", "p0", 4), node("n1", "q0", schedulable=False)], services)
+    everything = explain(given, Plan())
+    begun: list[int] = []
+
+    def experiment(tree: TreeView, deadline: float | None) -> Decision:
+        begun.append(clock.looks)
+        return greedy(tree, deadline)
+
+    monkeypatch.setattr(explain_module, "greedy", experiment)
+    clock = Clock()
+    monkeypatch.setattr(time, "monotonic", clock)
+    assert explain(given, Plan(), seconds=1e9) == everything
+    assert len(begun) > 2 * len(services)
+    amounts = []
+    for seconds in range(clock.looks + 1):
+        begun.clear()
+        clock = Clock()
+        monkeypatch.setattr(time, "monotonic", clock)
+        found = explain(given, Plan(), seconds=float(seconds))
+        assert all(looks < 1 + seconds for looks in begun)
+        names = {each.service for each in found}
+        assert found == [each for each in everything if each.service in names]
+        amounts.append(len(found))
+    assert amounts == sorted(amounts)
+    assert set(amounts) == {0, 2, 4, 6}
+
+
+def test_what_is_unmet_may_be_given() -> None:
+    for given, _, _ in CASES.values():
+        result = solve(given, EXACT)
+        assert explain(given, result.plan, unmet=result.unmet) == explain(given, result.plan)
+    assert explain(given, result.plan, unmet=()) == []
+
+
+def test_what_others_free_counts_where_it_may_be_used() -> None:
+    """The room of a service that scales in is there exactly with ``reuse_freed``, or without it."""
+    services = [
+        service(serve=role(2, (8, 1))),
+        service("old", serve=role(1, (4, 1))),
+        service("new", 5, serve=role(1, (8, 1))),
+    ]
+    for reuse, words in ((False, "from the next cycle on"), (True, "new (8 GPUs, priority 5)")):
+        given = instance(
+            [node("n0", "p0"), node("n1", "p0")],
+            services,
+            running=[group("o", "old", ("serve", "n0"), ("serve", "n0"), ("serve", "n1"))],
+            cycle={"reuse_freed": reuse},
+        )
+        found = {each.service: each.reason for each in explain(given, solve(given, EXACT).plan)}
+        assert words in found["a"], found
 
 
 def well_formed(given: Instance, plan: Plan, found: list[Explanation]) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import re
 import shlex
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from heteroplace import InputError, Instance, Plan, check, evaluate
+from heteroplace import InputError, Instance, Plan, check, cli, evaluate
 from heteroplace.cli import main
 from heteroplace.generate import FAMILIES, Family, family_from, from_inventory, generate
 from heteroplace.models import ALIASES, ServedModel, load_models, models_from_csv, same_gpu
@@ -40,6 +41,10 @@ def made(name: str, seed: int = 0, **knobs: object) -> Instance:
 def now(instance: Instance) -> dict[tuple[str, str], Fraction]:
     outcome = evaluate(instance, Plan()).roles
     return {(each.service, each.role): each.delivered for each in outcome}
+
+
+def types_in(view: TreeView, domain: int) -> set[str]:
+    return {view.cells[cell].gpu_type for cell in view.cells_below[domain]}
 
 
 def asked(instance: Instance) -> Fraction:
@@ -150,7 +155,7 @@ def test_shares_of_mixed_domains(s1: float, s2: float) -> None:
     view = TreeView(instance)
     for level, share in (("s1", s1), ("s2", s2)):
         domains = view.at_level(level)
-        mixed = sum(1 for domain in domains if len(view.types(domain)) > 1)
+        mixed = sum(1 for domain in domains if len(types_in(view, domain)) > 1)
         assert mixed / len(domains) == pytest.approx(share, abs=0.05)
 
 
@@ -253,7 +258,7 @@ def test_a_pair_of_types_shares_a_domain() -> None:
         types = {role.shapes[0].pods[0].gpu_type for role in service.roles.values()}
         domains = view.at_level(service.affinity.required)
         assert service.affinity.required is None or any(
-            types <= view.types(domain) for domain in domains
+            types <= types_in(view, domain) for domain in domains
         )
 
 
@@ -394,6 +399,11 @@ def test_names_of_gpu_types() -> None:
             '"capacity": 0}]}}',
             "capacity",
         ),
+        (
+            '{"name": "m", "source": "", "roles": {"p": [{"gpu_type": "A", "gpus": 1, "gpus": 2, '
+            '"capacity": 1}]}}',
+            "'gpus' is named twice in one object; keep one of them",
+        ),
     ],
 )
 def test_bad_models(tmp_path: Path, text: str, message: str) -> None:
@@ -402,6 +412,22 @@ def test_bad_models(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(InputError, match="json") as caught:
         load_models(tmp_path)
     assert message in str(caught.value)
+
+
+def test_two_models_of_one_name(tmp_path: Path) -> None:
+    text = (MODELS / "qwen3-32b.json").read_text()
+    for name in ("a.json", "b.json"):
+        (tmp_path / name).write_text(text)
+    with pytest.raises(InputError, match=r"b\.json: name: .* is in a\.json too; rename one"):
+        load_models(tmp_path)
+
+
+def test_the_best_of_several_ways_of_one_size_counts() -> None:
+    ways = [("A10", 1, 5), ("a10", 1, 7), ("NVIDIA-A10", 1, 6), ("A10", 2, 8)]
+    role = [{"gpu_type": name, "gpus": gpus, "capacity": worth} for name, gpus, worth in ways]
+    model = ServedModel.model_validate({"name": "m", "source": "", "roles": {"decode": role}})
+    shapes = model.shapes("decode", {"A10": 8})
+    assert [(shape.gpus, shape.capacity) for shape in shapes] == [(1, 7), (2, 8)]
 
 
 def test_no_models(tmp_path: Path) -> None:
@@ -420,7 +446,9 @@ TABLE = "model,gpu,role,gpus_per_instance,isl,tokens_per_s_per_instance,source\n
         (TABLE + "m,a10,decode,1,2048,many,\n", "line 2, column tokens_per_s_per_instance"),
         (TABLE + "m,a10,decode,1.5,2048,9,\n", "line 2, column gpus_per_instance"),
         (TABLE + "m,a10,decode,1,2048,-1,\n", "must be greater than 0"),
-        (TABLE + ",a10,decode,1,2048,1,\n", "column model"),
+        (TABLE + ",a10,decode,1,2048,1,\n", "column model: the cell is empty"),
+        (TABLE + "x" * 300 + ",a10,decode,1,2048,1,\n", "column model: the cell has more than"),
+        (TABLE + "m,a10,decode,9999999,2048,1,\n", "line 2: gpus: must be at most 1000000"),
     ],
 )
 def test_bad_capacity_tables(tmp_path: Path, text: str, message: str) -> None:
@@ -500,6 +528,7 @@ def test_inventory_without_levels(tmp_path: Path) -> None:
             "node,gpu_type,gpus,s1,s2\na,H800,8,x,1\nb,H800,8,x,2\n",
             "line 3, column s1: 'x' is under '2' here but under '1' on line 2",
         ),
+        (f"node,gpu_type,gpus\na,{'H' * 300},8\n", "column gpu_type: the GPU type has more than"),
         ("node,gpu_type,gpus\na,Abacus,8\n", "no GPU type that can serve a model (Abacus)"),
     ],
 )
@@ -527,6 +556,10 @@ def test_inventory_files_that_cannot_be_read(tmp_path: Path) -> None:
         ({"running": 1.5}, "running"),
         ({"running": 0.9, "load": 0.8}, "load"),
         ({"services": 0}, "services"),
+        ({"change": -0.1}, "change"),
+        ({"scale_in": 2}, "scale_in"),
+        ({"draining": float("nan")}, "draining"),
+        ({"isl": 0}, "isl: must be from 1"),
         ({"services": 5000}, "GPUs to run at all"),
     ],
 )
@@ -534,6 +567,30 @@ def test_bad_inventory_knobs(tmp_path: Path, knobs: dict[str, float], message: s
     with pytest.raises(InputError) as caught:
         from_inventory(little_inventory(tmp_path), models_dir=MODELS, **knobs)  # type: ignore[arg-type]
     assert message in str(caught.value)
+
+
+def test_names_stay_names_when_something_is_added(tmp_path: Path) -> None:
+    gpu_type, name = "G" * 240, "m" * 240
+    file = table(tmp_path, f"node,gpu_type,gpus\n{'n' * 240},{gpu_type},8\n")
+    rows = "".join(f"{name},{gpu_type},{role},1,2048,9,\n" for role in ("prefill", "decode"))
+    (tmp_path / "capacity.csv").write_text(TABLE + rows)
+    instance = from_inventory(file, tmp_path / "capacity.csv", services=1)
+    assert Instance.from_json(instance.to_json()) == instance
+
+
+def test_the_prompt_length_is_the_prefill_part_of_the_ratio(tmp_path: Path) -> None:
+    file = little_inventory(tmp_path)
+    for isl in (1024, 4096):
+        instance = from_inventory(file, models_dir=MODELS, services=8, isl=isl)
+        assert_sound(instance)
+        middles = {
+            (band.min + band.max) / 2
+            for service in instance.services
+            for band in service.ratios
+            if band.max is not None
+        }
+        assert middles <= {Fraction(isl, tokens) for tokens in (256, 512, 1024)}
+        assert middles
 
 
 @needs_data
@@ -594,6 +651,18 @@ def test_the_page_names_every_knob_and_its_default() -> None:
         if knob not in ("name", "description"):
             family = family_from("small", {knob: default.strip("`")})
             assert getattr(family, knob) == getattr(plain, knob), knob
+
+
+def test_the_page_names_every_option_and_its_default() -> None:
+    found = {
+        name.split()[0]: cells[1].strip("`") for name, cells in rows("On a real inventory").items()
+    }
+    parameters = inspect.signature(from_inventory).parameters
+    wanted = {option: parameters[name].default for option, (name, *_) in cli.INVENTORY.items()}
+    assert {option: found.get(option) for option in wanted} == {
+        option: "–" if default is None else str(default) for option, default in wanted.items()
+    }
+    assert {*parameters} - {name for name, *_ in cli.INVENTORY.values()} == {*("nodes_csv", "seed")}
 
 
 def test_the_page_shows_every_family_as_generated(capsys: pytest.CaptureFixture[str]) -> None:

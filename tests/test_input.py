@@ -3,6 +3,8 @@
 import copy
 import json
 import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 from pathlib import Path
 
@@ -11,6 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from heteroplace import InputError, Instance, Plan, Profile, check, evaluate
+from heteroplace.files import write_text
+from heteroplace.instance import RdmaLevels
 from heteroplace.quantity import format_number, parse_number
 
 
@@ -392,6 +396,82 @@ def test_a_fault_in_a_file_names_file_and_field(tmp_path):
 )
 def test_bad_plan(text, path):
     refused(lambda: Plan.from_json(text), path)
+
+
+@pytest.mark.parametrize(
+    ("levels", "lower", "upper"),
+    [
+        (["cluster", "s2", "s1"], "s1", "s2"),
+        (["cluster", "s2", "s1", "rack"], "s1", "s2"),
+        (["s2", "pod", "s1"], "s1", "s2"),
+        # Named the other way round they say nothing: the two finest, as for any other names.
+        (["s1", "s2"], "s2", "s1"),
+        (["s1", "s2", "rack"], "rack", "s2"),
+        (["s1", "rack"], "rack", "s1"),
+        (["zone"], "zone", None),
+    ],
+)
+def test_levels_of_the_tiers(levels, lower, upper):
+    data = changed("levels", levels)
+    del data["rdma"], data["running"]
+    del data["services"][0]["affinity"]
+    for node in data["nodes"]:
+        node["domains"] = dict.fromkeys(levels, "all")
+    instance = Instance.from_dict(data)
+    assert instance.rdma_levels == RdmaLevels(lower=lower, upper=upper)
+    assert Instance.from_dict({**data, "rdma": {"lower": lower, "upper": upper}}) is not None
+    if upper is not None:
+        wrong = {**data, "rdma": {"lower": upper, "upper": lower}}
+        assert "coarser" in refused(lambda: Instance.from_dict(wrong), "rdma.upper: ")
+
+
+# Writing ---------------------------------------------------------------------------------------
+
+
+def test_a_link_stays_a_link(tmp_path):
+    target, link = tmp_path / "target", tmp_path / "link"
+    link.symlink_to(target)
+    for text in ("first", "second"):
+        write_text(link, text)
+        assert link.is_symlink()
+        assert target.read_text(encoding="utf-8") == text
+    assert sorted(os.listdir(tmp_path)) == ["link", "target"]
+
+
+def test_a_pipe_is_written_to(tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    found = []
+    reader = threading.Thread(target=lambda: found.append(pipe.read_text(encoding="utf-8")))
+    reader.start()
+    write_text(pipe, "text")
+    reader.join()
+    assert found == ["text"]
+    assert pipe.is_fifo()
+
+
+@pytest.mark.parametrize("name", ["", ".", "/", "none/file", "a\0b", "x" * 300])
+def test_what_is_no_file_name(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match="cannot be written") as caught:
+        write_text(name, "text")
+    assert caught.value.path
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_name_as_long_as_the_file_system_allows(tmp_path):
+    path = tmp_path / ("x" * 255)
+    write_text(path, "text")
+    assert path.read_text(encoding="utf-8") == "text"
+
+
+def test_writers_of_one_file_do_not_disturb_each_other(tmp_path):
+    path = tmp_path / "file"
+    texts = [str(number) * 10**5 for number in range(8)]
+    with ThreadPoolExecutor(len(texts)) as pool:
+        list(pool.map(lambda text: write_text(path, text), texts))
+    assert path.read_text(encoding="utf-8") in texts
+    assert os.listdir(tmp_path) == ["file"]
 
 
 # There and back --------------------------------------------------------------------------------

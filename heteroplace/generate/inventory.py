@@ -21,7 +21,14 @@ from heteroplace.generate.fleet import Fleet
 from heteroplace.generate.running import drain, run
 from heteroplace.generate.targets import retarget
 from heteroplace.instance import Affinity, Instance, Node, Shape
-from heteroplace.models import ServedModel, load_models, models_from_csv, read_rows
+from heteroplace.models import (
+    MAX_CELL,
+    ServedModel,
+    filled,
+    load_models,
+    models_from_csv,
+    read_rows,
+)
 
 _NAME_COLUMNS = ("node", "name", "sn", "node_name")
 _TYPE_COLUMNS = ("gpu_type", "gpu_model", "model")
@@ -102,6 +109,8 @@ def from_inventory(
         raise InputError("load", f"must be from running ({running:g}) to 100, got {load:g}")
     if not 1 <= services <= 10**5:
         raise InputError("services", f"must be from 1 to 100000, got {services}")
+    if not 1 <= isl <= 10**7:
+        raise InputError("isl", f"must be from 1 to 10000000, got {isl}")
     rng = random.Random(f"heteroplace {seed}")
     fleet = Fleet(*_read_nodes(nodes_csv, max_bytes))
     if capacity_csv is None:
@@ -133,7 +142,7 @@ def from_inventory(
         schema_=SCHEMA,
         name=f"inventory-{seed}",
         description=f"{len(fleet.nodes)} nodes, {len(drafts)} services at a load of {load:g}, "
-        f"seed {seed}; capacities in tokens/s for prompts of {isl} tokens.",
+        f"seed {seed}; capacities in tokens/s, prompts of {isl} tokens.",
         levels=fleet.levels,
         nodes=fleet.nodes,
         services=tuple(draft.service() for draft in drafts),
@@ -184,7 +193,7 @@ class _Catalogue:
             recipes = tuple(
                 _recipe(best[name], ratio) for name in sorted(best, key=lambda name: name != home)
             )
-            short = model.rsplit("/", 1)[-1].lower()
+            short = model.rsplit("/", 1)[-1].lower()[:MAX_CELL]
             drafts.append(
                 Draft(
                     name=f"{short}-{index:03d}",
@@ -266,12 +275,7 @@ def _cell(
     """(column, text) of the first of the columns that the table has."""
     for column in columns:
         if column in row:
-            text = row[column]
-            if not text:
-                raise InputError(f"{where}, column {column}", f"{meaning} is empty; fill it in")
-            if len(text) > 256:
-                raise InputError(f"{where}, column {column}", "has more than 256 characters")
-            return column, text
+            return column, filled(row[column], where, column, meaning)
     raise InputError(
         where,
         f"no column for {meaning}; name one {' or '.join(columns)} (found: {', '.join(row)})",
