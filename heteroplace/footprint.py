@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -63,3 +64,21 @@ def pod_nodes(shape: Shape, placed: dict[Block, list[int]]) -> tuple[int, ...]:
         return tuple(nodes) * len(shape.pod_list)
     left = {block: iter(nodes) for block, nodes in placed.items()}
     return tuple(next(left[Block(gpu_type, gpus)]) for gpu_type, gpus in shape.pod_list)
+
+
+def pod_places(shape: Shape, blocks: Sequence[Block]) -> tuple[int, ...]:
+    """Place of every pod's block among the blocks of one instance, as :func:`pod_nodes` pairs them.
+
+    Parameters
+    ----------
+    shape
+        The shape.
+    blocks
+        Its blocks, one by one and equal ones together.
+    """
+    if len(blocks) == 1:
+        return (0,) * len(shape.pod_list)
+    left: dict[Block, list[int]] = {}
+    for place in reversed(range(len(blocks))):
+        left.setdefault(blocks[place], []).append(place)
+    return tuple(left[Block(gpu_type, gpus)].pop() for gpu_type, gpus in shape.pod_list)

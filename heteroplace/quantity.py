@@ -8,6 +8,7 @@ the package then sees the same exact value.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from decimal import Decimal
 from fractions import Fraction
 from typing import Annotated, Any
@@ -69,6 +70,16 @@ def format_number(number: Fraction) -> int | float | str:
     if Fraction(Decimal(f"{as_float:.9g}")) == number:
         return as_float
     return f"{number.numerator}/{number.denominator}"
+
+
+def common_denominator(numbers: Iterable[Fraction]) -> int:
+    """Least number that makes every given one whole when multiplied by it; 1 for none."""
+    return math.lcm(*(number.denominator for number in numbers))
+
+
+def whole(number: Fraction, denominator: int) -> int:
+    """A number in units of ``1 / denominator``, a multiple of its own denominator."""
+    return number.numerator * (denominator // number.denominator)
 
 
 def _non_negative(value: Any) -> Fraction:

@@ -10,6 +10,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
+from operator import itemgetter
 
 import networkx as nx
 
@@ -87,34 +88,49 @@ class TreeView:
         Per node, GPUs of running instances, draining included.
     free
         Per node, GPUs that this cycle may use; 0 on cordoned nodes.
+    ready
+        Per running group, the number of its ready instances by (role, shape name).
+    draining
+        Per running group, whether an instance of it drains.
     """
 
     def __init__(self, instance: Instance) -> None:
         self.instance = instance
-        levels = instance.levels
         self.domains: list[Domain] = [Domain(ROOT, -1, "fleet", -1)]
         self._number: dict[tuple[int, str], int] = {}
+        self._inside: dict[int, list[int]] = {}
+        self._level_inside: dict[tuple[str, int], list[int]] = {}
         self.node_path: list[tuple[int, ...]] = []
-        for node in instance.nodes:
-            self.node_path.append(self._path(tuple(node.domains[level] for level in levels)))
+        members = self._read_nodes()
         self._order_domains()
-        self.used = self._used()
+        self._read_running()
         self.free = [
             max(0, node.gpus - node.reserved - used) if node.schedulable else 0
             for node, used in zip(instance.nodes, self.used, strict=True)
         ]
-        self._types = self._types_by_domain()
-        self.node_tier = [self._tier(path) for path in self.node_path]
-        self.cells: list[Cell] = []
-        self.node_cell = [0] * len(instance.nodes)
-        members: dict[tuple[int, str], list[int]] = defaultdict(list)
-        for index, node in enumerate(instance.nodes):
-            members[self.node_path[index][-1], node.gpu_type].append(index)
-        for (domain, gpu_type), nodes in members.items():
-            cell = Cell(len(self.cells), domain, gpu_type, self.node_tier[nodes[0]], tuple(nodes))
-            self.cells.append(cell)
-            for index in nodes:
-                self.node_cell[index] = cell.index
+        self._types = self._types_by_domain(members)
+        self._name_cells(members)
+
+    def _read_nodes(self) -> dict[tuple[int, str], list[int]]:
+        """Number the domains; the nodes of each cell by its domain and GPU type."""
+        levels = self.instance.levels
+        names_of = itemgetter(*levels)
+        paths: dict[str | tuple[str, ...], tuple[int, ...]] = {}
+        members: dict[tuple[int, str], list[int]] = {}
+        for index, node in enumerate(self.instance.nodes):
+            names = names_of(node.domains)
+            path = paths.get(names)
+            if path is None:
+                path = self._path(names if len(levels) > 1 else (names,))
+                paths[names] = path
+            self.node_path.append(path)
+            key = (path[-1], node.gpu_type)
+            nodes = members.get(key)
+            if nodes is None:
+                members[key] = [index]
+            else:
+                nodes.append(index)
+        return members
 
     def _path(self, names: tuple[str, ...]) -> tuple[int, ...]:
         parent, path = ROOT, []
@@ -133,24 +149,55 @@ class TreeView:
         for domain in self.domains[1:]:
             self.children[domain.parent].append(domain.index)
 
-    def _used(self) -> list[int]:
-        used = [0] * len(self.instance.nodes)
-        number = self.instance.node_index
-        for group in self.instance.running:
+    def _read_running(self) -> None:
+        """Count what runs, once for all: GPUs by node, ready instances by group."""
+        instance = self.instance
+        self.used = used = [0] * len(instance.nodes)
+        self.ready: list[dict[tuple[str, str], int]] = []
+        self.draining: list[bool] = []
+        number = instance.node_index
+        gpus_of: dict[str, dict[tuple[str, str], list[int]]] = {}
+        for group in instance.running:
+            known = gpus_of.setdefault(group.service, {})
+            ready: dict[tuple[str, str], int] = {}
+            draining = False
             for running in group.instances:
-                for name, (_, gpus) in zip(
-                    running.nodes, self.shape_of(group, running).pod_list, strict=True
-                ):
-                    used[number[name]] += gpus
-        return used
+                kind = (running.role, running.shape)
+                if running.state == "ready":
+                    ready[kind] = ready.get(kind, 0) + 1
+                else:
+                    draining = True
+                pods = known.get(kind)
+                if pods is None:
+                    pods = [gpus for _, gpus in self.shape_of(group, running).pod_list]
+                    known[kind] = pods
+                if len(pods) == 1:
+                    used[number[running.nodes[0]]] += pods[0]
+                else:
+                    for name, gpus in zip(running.nodes, pods, strict=True):
+                        used[number[name]] += gpus
+            self.ready.append(ready)
+            self.draining.append(draining)
 
-    def _types_by_domain(self) -> list[set[str]]:
+    def _types_by_domain(self, members: dict[tuple[int, str], list[int]]) -> list[set[str]]:
         types: list[set[str]] = [set() for _ in self.domains]
-        for node, path in zip(self.instance.nodes, self.node_path, strict=True):
-            if node.gpus:
-                for domain in path:
-                    types[domain].add(node.gpu_type)
+        for (_, gpu_type), nodes in members.items():
+            if any(self.instance.nodes[node].gpus for node in nodes):
+                for domain in self.node_path[nodes[0]]:
+                    types[domain].add(gpu_type)
         return types
+
+    def _name_cells(self, members: dict[tuple[int, str], list[int]]) -> None:
+        self.cells: list[Cell] = []
+        self.node_cell = [0] * len(self.node_path)
+        self.node_tier = [0] * len(self.node_path)
+        for (domain, gpu_type), nodes in members.items():
+            tier = self._tier(self.node_path[nodes[0]])
+            cell = len(self.cells)
+            self.cells.append(Cell(cell, domain, gpu_type, tier, tuple(nodes)))
+            for index in nodes:
+                self.node_cell[index] = cell
+                self.node_tier[index] = tier
 
     def _tier(self, path: tuple[int, ...]) -> int:
         levels, names = self.instance.levels, self.instance.rdma_levels
@@ -174,15 +221,22 @@ class TreeView:
         """Domains of a level below (or at) the domain ``under``; the fleet for no level."""
         if level is None:
             return [ROOT]
-        rank = self.instance.levels.index(level)
-        return [index for index in self.below(under) if self.domains[index].rank == rank]
+        found = self._level_inside.get((level, under))
+        if found is None:
+            rank = self.instance.levels.index(level)
+            found = [index for index in self.below(under) if self.domains[index].rank == rank]
+            self._level_inside[level, under] = found
+        return list(found)
 
     def below(self, domain: int) -> list[int]:
         """The domain itself and everything below it, parents first."""
-        found = [domain]
-        for index in found:
-            found.extend(self.children[index])
-        return found
+        found = self._inside.get(domain)
+        if found is None:
+            found = [domain]
+            for index in found:
+                found.extend(self.children[index])
+            self._inside[domain] = found
+        return list(found)
 
     def ancestor(self, domain: int, rank: int) -> int:
         """The domain at ``rank`` that contains ``domain``; ``domain`` itself if it is not finer."""
@@ -198,13 +252,19 @@ class TreeView:
         """Whether a node lies in a domain."""
         return domain == ROOT or domain in self.node_path[node]
 
-    def types(self, domain: int) -> set[str]:
-        """GPU types in a domain."""
-        return self._types[domain]
-
     def domain_tier(self, domain: int) -> int:
         """Highest tier of a cell in the domain."""
-        return max((self.cells[cell].tier for cell in self.cells_below[domain]), default=0)
+        return self._domain_tiers[domain]
+
+    @cached_property
+    def _domain_tiers(self) -> list[int]:
+        tiers = [0] * len(self.domains)
+        for cell in self.cells:
+            tiers[cell.domain] = max(tiers[cell.domain], cell.tier)
+        # Children have higher numbers than their parents.
+        for domain in reversed(self.domains[1:]):
+            tiers[domain.parent] = max(tiers[domain.parent], tiers[domain.index])
+        return tiers
 
     @cached_property
     def cells_below(self) -> list[list[int]]:

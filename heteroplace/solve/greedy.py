@@ -7,18 +7,28 @@ the view at once; for a scale-in the groups on high tiers give first.
 
 from __future__ import annotations
 
+import math
 import time
+from bisect import bisect_left, insort
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
 from fractions import Fraction
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
 
 from heteroplace.decision import Added, Decision
-from heteroplace.footprint import Block, Footprint, footprint, pod_nodes
-from heteroplace.instance import RatioBand, Service, Shape
-from heteroplace.topology import TIERS, TreeView
+from heteroplace.footprint import footprint, pod_places
+from heteroplace.formulation.program import Ints
+from heteroplace.instance import Role, RunningGroup, Service, Shape
+from heteroplace.quantity import common_denominator, whole
+from heteroplace.topology import ROOT, TIERS, TreeView
 
-ZERO = Fraction(0)
 HIGHEST = len(TIERS) - 1
+NOTHING = -1
+# A unit of that many instances is looked at before it goes on; the look takes so many steps.
+LONG_UNIT = 64
+LONG_LOOK = 20_000
 
 
 def greedy(tree: TreeView, deadline: float | None = None, pace: float = 0.0) -> Decision:
@@ -59,111 +69,564 @@ def greedy_pods(tree: TreeView, deadline: float | None = None, pace: float = 0.0
     return _GreedyPods(tree, deadline, pace).run()
 
 
-@dataclass(slots=True)
+class _Pool:
+    """Cells of one GPU type in one domain, low tiers first.
+
+    ``ends`` counts the cells up to each tier. No cell before ``start[gpus]`` has a node with that
+    many free GPUs.
+    """
+
+    __slots__ = ("cells", "ends", "start")
+
+    def __init__(self, cells: list[int], tiers: list[int]) -> None:
+        self.cells = cells
+        self.ends = [sum(1 for each in tiers if each <= tier) for tier in range(HIGHEST + 1)]
+        self.start: dict[int, int] = {}
+
+
+class _Pools(dict[int, _Pool]):
+    """The pools of one GPU type by domain, made when they are first asked for."""
+
+    def __init__(self, room: _Room, gpu_type: str) -> None:
+        self.room = room
+        self.gpu_type = gpu_type
+
+    def __missing__(self, domain: int) -> _Pool:
+        cells = self.room.tree.cells
+        found = [
+            cell
+            for cell in self.room.tree.cells_below[domain]
+            if cells[cell].gpu_type == self.gpu_type
+        ]
+        found.sort(key=lambda cell: cells[cell].tier)
+        pool = _Pool(found, [cells[cell].tier for cell in found])
+        for place, cell in enumerate(found):
+            self.room.watch[cell].append((pool, place))
+        self[domain] = pool
+        return pool
+
+
+class _Table:
+    """Cells of one GPU type by the domains of a level, for the room of all of them at once."""
+
+    def __init__(self, tree: TreeView, level: str, gpu_type: str) -> None:
+        rank = tree.instance.levels.index(level)
+        places = {domain: place for place, domain in enumerate(tree.at_level(level))}
+        pairs = sorted(
+            (places[tree.ancestor(cell.domain, rank)], cell.index)
+            for cell in tree.cells
+            if cell.gpu_type == gpu_type
+        )
+        self.cells: Ints = np.array([cell for _, cell in pairs], dtype=np.int64)
+        self.tiers: Ints = np.array([tree.cells[cell].tier for _, cell in pairs], dtype=np.int64)
+        owners: Ints = np.array([place for place, _ in pairs], dtype=np.int64)
+        self.present, self.starts = np.unique(owners, return_index=True)
+
+
+class _Room:
+    """Free GPUs of one cycle as they are taken and given back.
+
+    Within a cell the nodes with equal free GPUs stand in line: who came to that number first is
+    taken first.
+    """
+
+    def __init__(self, tree: TreeView) -> None:
+        self.tree = tree
+        self.free = list(tree.free)
+        self.lines: list[dict[int, dict[int, None]]] = []
+        self.sizes: list[list[int]] = []
+        self.largest: list[int] = []
+        self.total: list[int] = []
+        for cell in tree.cells:
+            lines: dict[int, dict[int, None]] = {}
+            total = 0
+            for node in cell.nodes:
+                free = self.free[node]
+                total += free
+                line = lines.get(free)
+                if line is None:
+                    lines[free] = {node: None}
+                else:
+                    line[node] = None
+            self.lines.append(lines)
+            self.sizes.append(sorted(lines))
+            self.largest.append(self.sizes[-1][-1])
+            self.total.append(total)
+        self.watch: list[list[tuple[_Pool, int]]] = [[] for _ in tree.cells]
+        self.of_type: dict[str, _Pools] = {}
+        self.inside: dict[tuple[int, int], list[int]] = {}
+        self.of_level: dict[str, Ints] = {}
+        self.tables: dict[tuple[str, str], _Table] = {}
+        self.changed: set[int] = set()
+
+    def pools(self, gpu_type: str) -> _Pools:
+        pools = self.of_type.get(gpu_type)
+        if pools is None:
+            pools = self.of_type[gpu_type] = _Pools(self, gpu_type)
+        return pools
+
+    def take(self, node: int, gpus: int) -> None:
+        """Virtual allocation; a negative number gives GPUs back."""
+        cell = self.tree.node_cell[node]
+        lines, sizes = self.lines[cell], self.sizes[cell]
+        free = self.free[node]
+        line = lines[free]
+        del line[node]
+        if not line:
+            del sizes[bisect_left(sizes, free)]
+        free -= gpus
+        self.free[node] = free
+        target = lines.get(free)
+        if target is None:
+            lines[free] = {node: None}
+            insort(sizes, free)
+        else:
+            if not target:
+                insort(sizes, free)
+            target[node] = None
+        before, largest = self.largest[cell], sizes[-1]
+        if largest != before:
+            self.largest[cell] = largest
+            if largest > before:
+                for pool, place in self.watch[cell]:
+                    for size, start in pool.start.items():
+                        if start > place and before < size <= largest:
+                            pool.start[size] = place
+        self.total[cell] -= gpus
+        self.changed.add(cell)
+
+    def fitting_node(self, pool: _Pool, gpus: int, tier: int) -> int:
+        """The fullest node with room in the lowest tier; :data:`NOTHING` when there is none."""
+        cells, end, largest = pool.cells, pool.ends[tier], self.largest
+        at = start = pool.start.get(gpus, 0)
+        while at < end and largest[cells[at]] < gpus:
+            at += 1
+        if at != start:
+            pool.start[gpus] = at
+        if at >= end:
+            return NOTHING
+        cell = cells[at]
+        sizes = self.sizes[cell]
+        return next(iter(self.lines[cell][sizes[bisect_left(sizes, gpus)]]))
+
+    def allocate(self, domain: int, option: _Option, tier: int, taken: list[int]) -> bool:
+        """Take the blocks of one instance inside one domain of its level, all or none.
+
+        The nodes are appended to ``taken``, largest blocks first.
+        """
+        if option.single:
+            block = option.blocks[0]
+            node = self.fitting_node(block.pools[domain], block.gpus, tier)
+            if node == NOTHING:
+                return False
+            self.take(node, block.gpus)
+            taken.append(node)
+            return True
+        return any(
+            self._allocate_in(place, option, tier, taken)
+            for place in self.places(domain, option.rank)
+        )
+
+    def _allocate_in(self, domain: int, option: _Option, tier: int, taken: list[int]) -> bool:
+        before = len(taken)
+        for block in option.blocks:
+            pool = block.pools[domain]
+            for _ in range(block.number):
+                node = self.fitting_node(pool, block.gpus, tier)
+                if node == NOTHING:
+                    self.give_back(option, taken, before)
+                    return False
+                self.take(node, block.gpus)
+                taken.append(node)
+        return True
+
+    def give_back(self, option: _Option, taken: list[int], start: int) -> None:
+        """Give back what an instance took, the nodes from ``start`` on."""
+        for node, gpus in zip(taken[start:], option.gpus, strict=False):
+            self.take(node, -gpus)
+        del taken[start:]
+
+    def places(self, domain: int, rank: int) -> list[int]:
+        """Domains of a rank inside a domain, low tiers first; the domain itself if it is finer."""
+        found = self.inside.get((domain, rank))
+        if found is None:
+            domains = self.tree.domains
+            if domains[domain].rank >= rank:
+                found = [domain]
+            else:
+                found = [each for each in self.tree.below(domain) if domains[each].rank == rank]
+                found.sort(key=self.tree.domain_tier)
+            self.inside[domain, rank] = found
+        return found
+
+    def has_room(self, domain: int, option: _Option, tier: int) -> bool:
+        """Whether every block, taken alone, fits a node of the domain."""
+        return all(
+            self.fitting_node(block.pools[domain], block.gpus, tier) != NOTHING
+            for block in option.blocks
+        )
+
+    def gpus(self, domain: int, option: _Option, tier: int) -> int:
+        """Free GPUs of the option's types in usable cells; 0 when a block fits nowhere."""
+        total = 0
+        for block in option.blocks:
+            pool, gpus, free = block.pools[domain], block.gpus, 0
+            for cell in pool.cells[: pool.ends[tier]]:
+                if self.largest[cell] >= gpus:
+                    free += self.total[cell]
+            if not free:
+                return 0
+            total += free
+        return total
+
+    def most(self, domain: int, option: _Option, tier: int) -> int:
+        """No more instances than this fit the free GPUs of usable cells."""
+        return min(
+            sum(self.total[cell] for cell in pool.cells[: pool.ends[tier]])
+            // (block.gpus * block.number)
+            for block in option.blocks
+            for pool in (block.pools[domain],)
+        )
+
+    def domains(self, level: str) -> Ints:
+        """Domains of a level in the order of :meth:`TreeView.at_level`."""
+        found = self.of_level.get(level)
+        if found is None:
+            found = self.of_level[level] = np.array(self.tree.at_level(level), dtype=np.int64)
+        return found
+
+    def gpus_by_domain(self, level: str, option: _Option, tier: int) -> Ints:
+        """:meth:`gpus` of every one of the :meth:`domains` of a level."""
+        domains = self.domains(level)
+        total = np.zeros(len(domains), dtype=np.int64)
+        none = np.zeros(len(domains), dtype=bool)
+        largest, free = self._arrays
+        if self.changed:
+            cells = list(self.changed)
+            largest[cells] = [self.largest[cell] for cell in cells]
+            free[cells] = [self.total[cell] for cell in cells]
+            self.changed.clear()
+        for block in option.blocks:
+            key = (level, block.gpu_type)
+            table = self.tables.get(key)
+            if table is None:
+                table = self.tables[key] = _Table(self.tree, level, block.gpu_type)
+            usable = (largest[table.cells] >= block.gpus) & (table.tiers <= tier)
+            found = np.zeros(len(domains), dtype=np.int64)
+            found[table.present] = np.add.reduceat(free[table.cells] * usable, table.starts)
+            total += found
+            none |= found == 0
+        total[none] = 0
+        return total
+
+    @cached_property
+    def _arrays(self) -> tuple[Ints, Ints]:
+        """Per cell, the largest free node and the free GPUs, as of the last look."""
+        self.changed.clear()
+        return np.array(self.largest, dtype=np.int64), np.array(self.total, dtype=np.int64)
+
+
+class _Block(NamedTuple):
+    """Blocks of one size that an instance needs."""
+
+    gpu_type: str
+    gpus: int
+    number: int
+    pools: _Pools
+
+
+class _Option:
+    """A shape in the form the greedy counts; capacity in the grain of its service."""
+
+    __slots__ = (
+        "blocks",
+        "capacity",
+        "gpus",
+        "number",
+        "places",
+        "rank",
+        "role",
+        "shape",
+        "single",
+    )
+
+    def __init__(self, room: _Room, shape: Shape, role: int, number: int, capacity: int) -> None:
+        wanted = footprint(room.tree, shape)
+        self.role = role
+        self.number = number
+        ordered = sorted(wanted.blocks, key=lambda pair: -pair[0].gpus)
+        self.shape = shape
+        self.capacity = capacity
+        self.rank = wanted.rank
+        self.single = wanted.single
+        self.blocks = [
+            _Block(block.gpu_type, block.gpus, count, room.pools(block.gpu_type))
+            for block, count in ordered
+        ]
+        # Of the nodes in the order in which they are taken: GPUs on each, and the one of each pod.
+        self.gpus = [block.gpus for block in self.blocks for _ in range(block.number)]
+        self.places = pod_places(shape, [block for block, count in ordered for _ in range(count)])
+
+    def pod_nodes(self, taken: list[int], start: int) -> tuple[int, ...]:
+        """Node of every pod, in the shape's order, from what an instance took at ``start``."""
+        if len(self.places) == 1:
+            return (taken[start],)
+        return tuple([taken[start + place] for place in self.places])
+
+
+_Amounts = tuple[int, int]
+
+
+class _Band(NamedTuple):
+    """A ratio band on whole numbers: low · D ≤ scale · P ≤ high · D."""
+
+    numerator: int
+    denominator: int
+    scale: int
+    low: int
+    high: int | None
+
+    def least(
+        self, start: _Amounts, steps: _Amounts, reach: _Amounts, allowed: int
+    ) -> _Amounts | None:
+        """The least amounts of the two roles, from the present ones on, inside the band.
+
+        Parameters
+        ----------
+        start, steps, reach
+            Of numerator and denominator: what is delivered, what that grows by multiples of, and
+            the most it can become.
+        allowed
+            Scaled amount by which the band may be broken.
+
+        Returns
+        -------
+        tuple of int, optional
+            Null when they are out of reach; where the look takes too long, lower bounds of them.
+        """
+        numerator, denominator = start
+        # Either side of the band only asks for more of one role, so this climbs to the least
+        # amounts inside.
+        for _ in range(LONG_LOOK):
+            if self.high is not None:
+                over = self.scale * numerator - self.high * denominator - allowed
+                denominator += max(0, -(-over // (self.high * steps[1]))) * steps[1]
+            lacks = self.low * denominator - self.scale * numerator - allowed
+            numerator += max(0, -(-lacks // (self.scale * steps[0]))) * steps[0]
+            if numerator > reach[0] or denominator > reach[1]:
+                return None
+            if lacks <= 0:
+                break
+        return numerator, denominator
+
+
+class _Request:
+    """What a service asks for in this cycle; capacities in whole grains of one size."""
+
+    def __init__(
+        self, room: _Room, service: Service, number: int, now: dict[str, int | Fraction]
+    ) -> None:
+        roles: list[Role] = list(service.roles.values())
+        capacities = [shape.capacity for role in roles for shape in role.shapes]
+        grain = common_denominator([*capacities, *(role.target for role in roles)])
+        self.service = service
+        self.number = number
+        self.names = list(service.roles)
+        self.place = {name: place for place, name in enumerate(self.names)}
+        self.options = [
+            [
+                _Option(room, shape, place, index, whole(shape.capacity, grain))
+                for index, shape in enumerate(role.shapes)
+            ]
+            for place, role in enumerate(roles)
+        ]
+        self.steps = [math.gcd(*(each.capacity for each in options)) for options in self.options]
+        self.largest = [max(each.capacity for each in options) for options in self.options]
+        self.target = [whole(role.target, grain) for role in roles]
+        now_whole = [whole(Fraction(now.get(name, 0)), grain) for name in self.names]
+        # Capacity that each role is short of its target, and that it may lose above it.
+        self.short = [
+            target - amount for target, amount in zip(self.target, now_whole, strict=True)
+        ]
+        self.spare = [-short for short in self.short]
+        # Of each role, how many instances of each shape this cycle adds.
+        self.counts = [[0] * len(role.shapes) for role in roles]
+        common = math.lcm(*(target for target in self.target if target))
+        self.share = [common // target if target else 0 for target in self.target]
+        self.bands = []
+        for band in service.ratios:
+            scale = common_denominator([band.min] if band.max is None else [band.min, band.max])
+            self.bands.append(
+                _Band(
+                    self.place[band.numerator],
+                    self.place[band.denominator],
+                    scale,
+                    whole(band.min, scale),
+                    None if band.max is None else whole(band.max, scale),
+                )
+            )
+        self.most_groups = service.limits.max_groups
+        self.most_instances = service.limits.max_instances_per_group
+        self.groups: list[_Group] = []
+        # Answers of the bands; groups that start alike ask alike.
+        self.least: dict[tuple[_Band, _Amounts, _Amounts, int], _Amounts | None] = {}
+
+    def wanting(self) -> list[int]:
+        """Roles with unmet target."""
+        return [role for role, short in enumerate(self.short) if short > 0]
+
+    def most_behind(self) -> list[int]:
+        """Wanting roles, the one furthest from its target first."""
+        short, share = self.short, self.share
+        if len(short) == 2 and short[0] > 0 and short[1] > 0:
+            return [1, 0] if short[1] * share[1] > short[0] * share[0] else [0, 1]
+        wanting = self.wanting()
+        if len(wanting) > 1:
+            wanting.sort(key=lambda role: -short[role] * share[role])
+        return wanting
+
+    def all_wanting(self) -> bool:
+        return min(self.short) > 0
+
+    def surplus(self) -> list[int]:
+        """Roles that deliver more than their target."""
+        return [role for role, spare in enumerate(self.spare) if spare > 0]
+
+    def may_add(self, option: _Option) -> bool:
+        """Whether one more instance leaves no added one superfluous."""
+        short = self.short[option.role]
+        options = self.options[option.role]
+        if short <= 0 or len(options) == 1:
+            return short > 0
+        smallest = option.capacity
+        for each, count in zip(options, self.counts[option.role], strict=True):
+            if count and each.capacity < smallest:
+                smallest = each.capacity
+        return option.capacity - smallest < short
+
+    def count(self, option: _Option, sign: int) -> None:
+        """Count an added instance, or one that is taken back."""
+        self.short[option.role] -= sign * option.capacity
+        self.counts[option.role][option.number] += sign
+
+
 class _Member:
-    """A delivering instance of a group: running (``number``) or added (``number`` null)."""
+    """A running instance that delivers."""
 
-    role: str
-    shape: int
-    nodes: tuple[int, ...]
-    number: int | None
+    __slots__ = ("nodes", "number", "role", "shape")
+
+    def __init__(self, role: int, shape: int, nodes: tuple[int, ...], number: int) -> None:
+        self.role = role
+        self.shape = shape
+        self.nodes = nodes
+        self.number = number
 
 
-@dataclass(slots=True)
 class _Group:
     """A deployment group as it grows and shrinks."""
 
-    index: int
-    service: Service
-    domain: int
-    homes: tuple[int, ...]
-    members: list[_Member] = field(default_factory=list)
-    delivered: dict[str, Fraction] = field(default_factory=dict)
-    allowed_bands: list[Fraction] = field(default_factory=list)
-    allowed_missing: frozenset[str] = frozenset()
-    occupied: bool = False
+    __slots__ = (
+        "added",
+        "allowed_bands",
+        "allowed_missing",
+        "delivered",
+        "domain",
+        "domains",
+        "homes",
+        "index",
+        "occupied",
+        "request",
+        "running",
+        "size",
+        "source",
+        "taken",
+    )
 
-    def add(self, member: _Member, capacity: Fraction) -> None:
-        self.members.append(member)
-        self.delivered[member.role] = self.delivered.get(member.role, ZERO) + capacity
+    def __init__(self, index: int, request: _Request, domain: int) -> None:
+        self.index = index
+        self.request = request
+        self.domain = domain
+        self.homes: tuple[int, ...] = ()
+        # Where new instances are tried, in order; empty while that depends on what is placed.
+        self.domains: tuple[int, ...] = ()
+        if request.service.affinity.preferred is None:
+            self.domains = (domain,)
+        self.occupied = False
+        self.source: RunningGroup | None = None
+        self.running: dict[_Member, None] | None = None
+        # Per new instance its option, and one after the other the nodes that they took.
+        self.added: list[_Option] = []
+        self.taken: list[int] = []
+        self.size = 0
+        self.delivered = [0] * len(request.names)
+        # The present faults are allowed: no worse than now.
+        self.allowed_bands = [0] * len(request.bands)
+        self.allowed_missing: frozenset[int] = frozenset()
 
-    def drop(self, member: _Member, capacity: Fraction) -> None:
-        # A unit that is undone was added last.
-        place = next(i for i in reversed(range(len(self.members))) if self.members[i] is member)
-        del self.members[place]
-        self.delivered[member.role] -= capacity
-
-    def remember(self) -> None:
-        """Take the present faults as allowed: no worse than now."""
-        self.allowed_bands = [
-            max(*_band_sides(band, self.delivered)) for band in self.service.ratios
-        ]
+    def read(self, ready: dict[tuple[str, str], int]) -> None:
+        """Take what it delivers now and the faults that it has now."""
+        request = self.request
+        for (name, shape_name), count in ready.items():
+            role = request.place[name]
+            shape = request.service.roles[name].shape_index[shape_name]
+            self.size += count
+            self.delivered[role] += count * request.options[role][shape].capacity
         self.allowed_missing = frozenset(self.missing())
+        self.allowed_bands = [max(0, *self.sides(band)) for band in request.bands]
 
-    def missing(self) -> list[str]:
-        if not any(self.delivered.values()):
+    def sides(self, band: _Band) -> tuple[int, int]:
+        """How far the ratio is below and above a band, scaled; negative inside."""
+        numerator = self.delivered[band.numerator] * band.scale
+        denominator = self.delivered[band.denominator]
+        high = -1 if band.high is None else numerator - band.high * denominator
+        return band.low * denominator - numerator, high
+
+    def missing(self) -> list[int]:
+        delivered = self.delivered
+        if 0 not in delivered or not any(delivered):
             return []
-        return [role for role in self.service.roles if not self.delivered.get(role)]
+        return [role for role, amount in enumerate(delivered) if not amount]
 
-    def lacking(self) -> str | None:
-        """A role that the group needs more of, null when it is in its bands."""
-        for role in self.missing():
-            if role not in self.allowed_missing:
-                return role
-        for band, allowed in zip(self.service.ratios, self.allowed_bands, strict=True):
-            low, high = _band_sides(band, self.delivered)
+    def lacking(self) -> int:
+        """A role that the group needs more of, :data:`NOTHING` when it is in its bands."""
+        delivered = self.delivered
+        if 0 in delivered:
+            for role in self.missing():
+                if role not in self.allowed_missing:
+                    return role
+        for band, allowed in zip(self.request.bands, self.allowed_bands, strict=True):
+            numerator, denominator, scale, low, high = band
+            scaled = delivered[numerator] * scale
+            if low * delivered[denominator] - scaled > allowed:
+                return numerator
+            if high is not None and scaled - high * delivered[denominator] > allowed:
+                return denominator
+        return NOTHING
+
+    def plentiful(self) -> int:
+        """A role that the group has too much of, :data:`NOTHING` when it is in its bands."""
+        if any(role not in self.allowed_missing for role in self.missing()):
+            return next(role for role, amount in enumerate(self.delivered) if amount)
+        for band, allowed in zip(self.request.bands, self.allowed_bands, strict=True):
+            low, high = self.sides(band)
             if low > allowed:
-                return band.numerator
-            if high > allowed:
-                return band.denominator
-        return None
-
-    def plentiful(self) -> str | None:
-        """A role that the group has too much of, null when it is in its bands."""
-        absent = [role for role in self.missing() if role not in self.allowed_missing]
-        if absent:
-            return next(role for role in self.service.roles if self.delivered.get(role))
-        for band, allowed in zip(self.service.ratios, self.allowed_bands, strict=True):
-            low, high = _band_sides(band, self.delivered)
-            if low > allowed:
                 return band.denominator
             if high > allowed:
                 return band.numerator
-        return None
+        return NOTHING
 
-
-def _band_sides(band: RatioBand, delivered: dict[str, Fraction]) -> tuple[Fraction, Fraction]:
-    """How far a ratio is below and above its band, in capacity of the numerator; 0 inside."""
-    numerator = delivered.get(band.numerator, ZERO)
-    denominator = delivered.get(band.denominator, ZERO)
-    low = max(ZERO, band.min * denominator - numerator)
-    high = ZERO if band.max is None else max(ZERO, numerator - band.max * denominator)
-    return low, high
-
-
-@dataclass(slots=True)
-class _Demand:
-    """What is left of a role's request."""
-
-    target: Fraction
-    now: Fraction
-    added: Fraction = ZERO
-    removed: Fraction = ZERO
-    shapes: dict[int, int] = field(default_factory=dict)
-
-    def may_add(self, shapes: tuple[Shape, ...], shape: int) -> bool:
-        """Whether one more instance leaves no added one superfluous."""
-        if self.now >= self.target:
-            return False
-        smallest = min(
-            (shapes[each].capacity for each, count in self.shapes.items() if count),
-            default=shapes[shape].capacity,
-        )
-        smallest = min(smallest, shapes[shape].capacity)
-        return self.now + self.added + shapes[shape].capacity - smallest < self.target
-
-    def may_remove(self, capacity: Fraction) -> bool:
-        return self.now - self.removed - capacity >= self.target
+    def members(self, node_index: dict[str, int]) -> dict[_Member, None]:
+        """Its running instances that deliver and were not removed, read when first needed."""
+        if self.running is None:
+            request = self.request
+            roles = request.service.roles
+            self.running = {}
+            for number, each in enumerate(self.source.instances if self.source else ()):
+                if each.state == "ready":
+                    shape = roles[each.role].shape_index[each.shape]
+                    nodes = tuple([node_index[name] for name in each.nodes])
+                    self.running[_Member(request.place[each.role], shape, nodes, number)] = None
+        return self.running
 
 
 class _Base:
@@ -176,152 +639,60 @@ class _Base:
         self.instance = tree.instance
         self.deadline = deadline
         self.decision = Decision()
-        self.free = list(tree.free)
-        # Per cell: the nodes by their free GPUs, the largest and the total of those.
-        self.rooms: list[dict[int, dict[int, None]]] = []
-        for cell in tree.cells:
-            rooms: dict[int, dict[int, None]] = {}
-            for node in cell.nodes:
-                rooms.setdefault(self.free[node], {})[node] = None
-            self.rooms.append(rooms)
-        self.cell_free = [max(rooms) for rooms in self.rooms]
-        self.cell_total = [sum(self.free[node] for node in cell.nodes) for cell in tree.cells]
-        self.levels = len(self.instance.levels)
-        self.cells_of: dict[tuple[int, str], list[int]] = {}
+        self.room = _Room(tree)
+        self.freed: dict[int, int] = {}
+        self.regained: dict[int, int] = {}
+        self.requests = self._read_requests()
         self.groups: list[_Group] = []
-        self.of_service: dict[str, list[_Group]] = {
-            service.name: [] for service in self.instance.services
-        }
-        self.prints: dict[tuple[str, str], list[Footprint]] = {
-            (service.name, name): [footprint(tree, shape) for shape in role.shapes]
-            for service in self.instance.services
-            for name, role in service.roles.items()
-        }
-        self.demands: dict[tuple[str, str], _Demand] = {}
-        self._read_running()
+        self._read_groups()
 
-    def _read_running(self) -> None:
-        now: dict[tuple[str, str], Fraction] = {}
-        index_of = self.instance.node_index
+    def _read_requests(self) -> dict[str, _Request]:
+        """The services with a role that scales out or in; the others keep what they have."""
+        ready: dict[str, dict[tuple[str, str], int]] = {}
+        for running, counts in zip(self.instance.running, self.tree.ready, strict=True):
+            total = ready.setdefault(running.service, {})
+            for kind, count in counts.items():
+                total[kind] = total.get(kind, 0) + count
+        requests = {}
+        for number, service in enumerate(self.instance.services):
+            now: dict[str, int | Fraction] = {}
+            for (name, shape_name), count in ready.get(service.name, {}).items():
+                role = service.roles[name]
+                capacity = role.shapes[role.shape_index[shape_name]].capacity
+                if capacity.denominator == 1:
+                    now[name] = now.get(name, 0) + count * capacity.numerator
+                else:
+                    now[name] = now.get(name, 0) + count * capacity
+            if any(role.target != now.get(name, 0) for name, role in service.roles.items()):
+                requests[service.name] = _Request(self.room, service, number, now)
+        return requests
+
+    def _read_groups(self) -> None:
+        tree = self.tree
         for index, running in enumerate(self.instance.running):
-            service = self.instance.services[self.instance.service_index[running.service]]
-            group = _Group(
-                index,
-                service,
-                domain := self.tree.group_domain(running),
-                tuple(home for home in self.tree.homes(running) if self.tree.within(home, domain)),
-                occupied=any(each.state == "draining" for each in running.instances),
-            )
-            for number, each in enumerate(running.instances):
-                if each.state == "ready":
-                    shape = service.roles[each.role].shape_index[each.shape]
-                    capacity = service.roles[each.role].shapes[shape].capacity
-                    nodes = tuple(index_of[name] for name in each.nodes)
-                    group.add(_Member(each.role, shape, nodes, number), capacity)
-                    key = (service.name, each.role)
-                    now[key] = now.get(key, ZERO) + capacity
-            group.remember()
+            request = self.requests.get(running.service)
+            if request is None:
+                continue
+            group = _Group(index, request, tree.group_domain(running))
+            if request.service.affinity.preferred is not None:
+                group.homes = tuple(
+                    home for home in tree.homes(running) if tree.within(home, group.domain)
+                )
+                group.domains = (*group.homes, group.domain) if group.homes else ()
+            group.occupied = tree.draining[index]
+            group.source = running
+            group.read(tree.ready[index])
             self.groups.append(group)
-            self.of_service[service.name].append(group)
-        for service in self.instance.services:
-            for name, role in service.roles.items():
-                key = (service.name, name)
-                self.demands[key] = _Demand(role.target, now.get(key, ZERO))
+            request.groups.append(group)
 
     def late(self) -> bool:
         if self.deadline is None:
             return False
         return time.monotonic() + self.pace * self.placed >= self.deadline
 
-    def by_priority(self) -> list[Service]:
-        return sorted(self.instance.services, key=lambda service: -service.priority)
-
-    def shape(self, service: Service, member: _Member) -> Shape:
-        return service.roles[member.role].shapes[member.shape]
-
-    # -- GPUs ------------------------------------------------------------------------------
-
-    def take(self, node: int, gpus: int) -> None:
-        """Virtual allocation; a negative number gives GPUs back."""
-        cell = self.tree.node_cell[node]
-        rooms = self.rooms[cell]
-        room = self.free[node]
-        del rooms[room][node]
-        if not rooms[room]:
-            del rooms[room]
-        self.free[node] = room - gpus
-        rooms.setdefault(room - gpus, {})[node] = None
-        self.cell_free[cell] = max(rooms)
-        self.cell_total[cell] -= gpus
-
-    def cells(self, domain: int, gpu_type: str) -> list[int]:
-        """Cells of a type in a domain, low tiers first."""
-        key = (domain, gpu_type)
-        found = self.cells_of.get(key)
-        if found is None:
-            found = [
-                cell
-                for cell in self.tree.cells_below[domain]
-                if self.tree.cells[cell].gpu_type == gpu_type
-            ]
-            found.sort(key=lambda cell: self.tree.cells[cell].tier)
-            self.cells_of[key] = found
-        return found
-
-    def fitting_node(self, domain: int, block: Block, tier: int) -> int | None:
-        """The fullest node with room in the lowest tier; null when there is none."""
-        for cell in self.cells(domain, block.gpu_type):
-            if self.tree.cells[cell].tier > tier:
-                break
-            if self.cell_free[cell] >= block.gpus:
-                rooms = self.rooms[cell]
-                return next(iter(rooms[min(room for room in rooms if room >= block.gpus)]))
-        return None
-
-    def allocate(self, domain: int, wanted: Footprint, tier: int) -> dict[Block, list[int]] | None:
-        """Take the blocks of one instance inside one domain of its level; null when none fits."""
-        if wanted.single:
-            block = wanted.blocks[0][0]
-            node = self.fitting_node(domain, block, tier)
-            if node is None:
-                return None
-            self.take(node, block.gpus)
-            return {block: [node]}
-        for place in self.places(domain, wanted.rank):
-            taken = self._allocate_in(place, wanted, tier)
-            if taken is not None:
-                return taken
-        return None
-
-    def places(self, domain: int, rank: int) -> list[int]:
-        """Domains of a rank inside a domain, low tiers first; the domain itself if it is finer."""
-        if self.tree.domains[domain].rank >= rank:
-            return [domain]
-        inside = [each for each in self.tree.below(domain) if self.tree.domains[each].rank == rank]
-        return sorted(inside, key=self.tree.domain_tier)
-
-    def _allocate_in(
-        self, domain: int, wanted: Footprint, tier: int
-    ) -> dict[Block, list[int]] | None:
-        taken: dict[Block, list[int]] = {}
-        for block, count in sorted(wanted.blocks, key=lambda pair: -pair[0].gpus):
-            for _ in range(count):
-                node = self.fitting_node(domain, block, tier)
-                if node is None:
-                    self.give_back(taken)
-                    return None
-                self.take(node, block.gpus)
-                taken.setdefault(block, []).append(node)
-        return taken
-
-    def give_back(self, taken: dict[Block, list[int]]) -> None:
-        for block, nodes in taken.items():
-            for node in nodes:
-                self.take(node, -block.gpus)
-
-    def release(self, service: Service, member: _Member) -> None:
+    def release(self, member: _Member, shape: Shape) -> None:
         """Return the GPUs of a removed instance to the view, as ``reuse_freed`` asks."""
-        for node, (_, gpus) in zip(member.nodes, self.shape(service, member).pod_list, strict=True):
+        for node, (_, gpus) in zip(member.nodes, shape.pod_list, strict=True):
             self.freed[node] = self.freed.get(node, 0) + gpus
         for node in set(member.nodes):
             machine = self.instance.nodes[node]
@@ -331,332 +702,370 @@ class _Base:
                 after = max(0, machine.gpus - machine.reserved - used)
                 gain = after - before - self.regained.get(node, 0)
                 self.regained[node] = after - before
-                self.take(node, -gain)
+                self.room.take(node, -gain)
 
-    def new_group(self, service: Service, domain: int) -> _Group:
-        homes: tuple[int, ...] = ()
-        group = _Group(len(self.groups), service, domain, homes)
-        group.remember()
+    def new_group(self, request: _Request, domain: int) -> _Group:
+        index = len(self.instance.running) + len(self.decision.new_groups)
+        group = _Group(index, request, domain)
         self.groups.append(group)
-        self.of_service[service.name].append(group)
-        self.decision.new_groups.append((self.instance.service_index[service.name], domain))
+        request.groups.append(group)
+        self.decision.new_groups.append((request.number, domain))
         return group
 
-    def may_open(self, service: Service) -> bool:
-        most = service.limits.max_groups
-        groups = self.of_service[service.name]
-        return most is None or sum(1 for each in groups if each.members or each.occupied) < most
+    def may_open(self, request: _Request) -> bool:
+        most = request.most_groups
+        if most is None:
+            return True
+        return sum(1 for each in request.groups if each.size or each.occupied) < most
 
     def finish(self) -> Decision:
         for group in self.groups:
-            for member in group.members:
-                if member.number is None:
-                    self.decision.added.append(
-                        Added(group.index, member.role, member.shape, member.nodes)
-                    )
+            names = group.request.names
+            for option, nodes in self.new_instances(group):
+                self.decision.added.append(
+                    Added(group.index, names[option.role], option.number, nodes)
+                )
         return self.decision
+
+    def new_instances(self, group: _Group) -> Iterable[tuple[_Option, tuple[int, ...]]]:
+        """Option and the nodes of every pod of what was added to a group."""
+        raise NotImplementedError
 
     def removal_order(self, group: _Group) -> tuple[int, int]:
         """Groups on high tiers first, small ones before large ones."""
-        tiers = [self.tree.node_tier[node] for each in group.members for node in each.nodes]
-        return (-max(tiers, default=0), len(group.members))
-
-    freed: dict[int, int]
-    regained: dict[int, int]
+        members = group.members(self.instance.node_index)
+        tiers = [self.tree.node_tier[node] for each in members for node in each.nodes]
+        tiers += [self.tree.node_tier[node] for node in group.taken]
+        return (-max(tiers, default=0), group.size)
 
     def run(self) -> Decision:
         """Serve every request in order of priority."""
-        self.freed, self.regained = {}, {}
-        passes: tuple[Callable[[Service], None], ...] = (self.scale_out, self.scale_in)
+        passes: tuple[Callable[[_Request], None], ...] = (self.scale_out, self.scale_in)
         if self.instance.cycle.reuse_freed:
             passes = (self.scale_in, self.scale_out)
+        ordered = sorted(self.requests.values(), key=lambda each: -each.service.priority)
         for serve in passes:
-            for service in self.by_priority():
+            for request in ordered:
                 if self.late():
                     return self.finish()
-                serve(service)
+                serve(request)
         return self.finish()
 
-    def scale_out(self, service: Service) -> None:
+    def scale_out(self, request: _Request) -> None:
         raise NotImplementedError
 
-    def scale_in(self, service: Service) -> None:
+    def scale_in(self, request: _Request) -> None:
         raise NotImplementedError
 
 
 class _Greedy(_Base):
     """Whole P/D units."""
 
-    def scale_out(self, service: Service) -> None:
+    def scale_out(self, request: _Request) -> None:
         """Grow existing groups and open new ones, the cheapest sufficient tier first."""
-        if not any(self.wanting(service)):
+        if not request.wanting():
             return
         for tier in range(HIGHEST + 1):
-            for group in list(self.of_service[service.name]):
+            for group in list(request.groups):
                 self.grow(group, tier)
-            self.open_groups(service, tier)
-            if not any(self.wanting(service)):
+            self.open_groups(request, tier)
+            if not request.wanting():
                 return
 
-    def wanting(self, service: Service) -> Iterable[str]:
-        """Roles with unmet target."""
-        for name in service.roles:
-            demand = self.demands[service.name, name]
-            if demand.now + demand.added < demand.target:
-                yield name
-
-    def open_groups(self, service: Service, tier: int) -> None:
-        if len(list(self.wanting(service))) < len(service.roles):
+    def open_groups(self, request: _Request, tier: int) -> None:
+        if not request.all_wanting():
             return
-        for domain in self.new_domains(service, tier):
-            while self.may_open(service):
-                group = self.new_group(service, domain)
+        for domain in self.new_domains(request, tier):
+            while self.may_open(request):
+                group = self.new_group(request, domain)
                 if not self.grow(group, tier):
                     self.groups.pop()
-                    self.of_service[service.name].pop()
+                    request.groups.pop()
                     self.decision.new_groups.pop()
                     break
-                if len(list(self.wanting(service))) < len(service.roles):
+                if not request.all_wanting():
                     return
             if self.late():
                 return
 
-    def new_domains(self, service: Service, tier: int) -> list[int]:
+    def new_domains(self, request: _Request, tier: int) -> list[int]:
         """Domains where every role finds a free place, the emptiest first."""
-        found = []
-        for domain in self.tree.at_level(service.affinity.required):
-            room = 0
-            for name in service.roles:
-                best = max(
-                    self.room(domain, wanted, tier) for wanted in self.prints[service.name, name]
-                )
-                if not best:
-                    break
-                room += best
-            else:
-                found.append((-room, domain))
-        return [domain for _, domain in sorted(found)]
-
-    def room(self, domain: int, wanted: Footprint, tier: int) -> int:
-        """Free GPUs of the footprint's types in usable cells; 0 when a block fits nowhere."""
-        total = 0
-        for block, _ in wanted.blocks:
-            free = 0
-            for cell in self.cells(domain, block.gpu_type):
-                if self.tree.cells[cell].tier > tier:
-                    break
-                if self.cell_free[cell] >= block.gpus:
-                    free += self.cell_total[cell]
-            if not free:
-                return 0
-            total += free
-        return total
+        level = request.service.affinity.required
+        if level is None:
+            usable = all(
+                any(self.room.has_room(ROOT, option, tier) for option in options)
+                for options in request.options
+            )
+            return [ROOT] if usable else []
+        domains = self.room.domains(level)
+        total = np.zeros(len(domains), dtype=np.int64)
+        complete = np.ones(len(domains), dtype=bool)
+        for options in request.options:
+            best = self.room.gpus_by_domain(level, options[0], tier)
+            for option in options[1:]:
+                best = np.maximum(best, self.room.gpus_by_domain(level, option, tier))
+            complete &= best > 0
+            total += best
+        domains, total = domains[complete], total[complete]
+        found: list[int] = domains[np.lexsort((domains, -total))].tolist()
+        return found
 
     def grow(self, group: _Group, tier: int) -> bool:
         """Add P/D units to a group as long as one fits; whether any did."""
         grown = False
-        while not self.late() and any(
-            self.add_unit(group, role, tier) for role in self.most_behind(group.service)
-        ):
-            grown = True
+        while not self.late():
+            for role in group.request.most_behind():
+                if self.add_unit(group, role, tier):
+                    grown = True
+                    break
+            else:
+                break
         return grown
 
-    def most_behind(self, service: Service) -> list[str]:
-        """Wanting roles, the one furthest from its target first."""
-        return sorted(
-            self.wanting(service),
-            key=lambda name: (
-                ((demand := self.demands[service.name, name]).now + demand.added) / demand.target
-            ),
-        )
-
-    def add_unit(self, group: _Group, role: str, tier: int) -> bool:
+    def add_unit(self, group: _Group, role: int, tier: int) -> bool:
         """Add one instance and whatever brings the group back into its bands, or nothing."""
-        unit: list[tuple[_Member, dict[Block, list[int]]]] = []
-        most = group.service.limits.max_instances_per_group
-        lacking: str | None = role
-        while lacking is not None:
-            room = (most is None or len(group.members) < most) and not self.late()
-            if not (room and self.add_instance(group, lacking, tier, unit)):
-                for member, taken in reversed(unit):
-                    self.give_back(taken)
-                    self._count(group, member, -1)
-                    group.drop(member, self.shape(group.service, member).capacity)
+        before = len(group.added)
+        most = group.request.most_instances
+        lacking = role
+        while lacking != NOTHING:
+            room = (most is None or group.size < most) and not self.late()
+            if not (room and self.add_instance(group, lacking, tier)):
+                self.undo(group, before)
                 return False
             lacking = group.lacking()
+            long = len(group.added) - before == LONG_UNIT
+            if long and lacking != NOTHING and not self.completable(group, tier):
+                self.undo(group, before)
+                return False
         return True
 
-    def add_instance(
-        self,
-        group: _Group,
-        role: str,
-        tier: int,
-        unit: list[tuple[_Member, dict[Block, list[int]]]],
-    ) -> bool:
-        demand = self.demands[group.service.name, role]
-        shapes = group.service.roles[role].shapes
-        for index, wanted in enumerate(self.prints[group.service.name, role]):
-            if not demand.may_add(shapes, index):
+    def completable(self, group: _Group, tier: int) -> bool:
+        """Whether further instances may bring a group into its bands; false is certain."""
+        request, delivered = group.request, group.delivered
+        reach = [self.reach(group, role, tier) for role in range(len(delivered))]
+        for band, allowed in zip(request.bands, group.allowed_bands, strict=True):
+            p, d = band.numerator, band.denominator
+            question = (band, (delivered[p], delivered[d]), (reach[p], reach[d]), allowed)
+            if question not in request.least:
+                steps = (request.steps[p], request.steps[d])
+                request.least[question] = band.least(question[1], steps, question[2], allowed)
+            least = request.least[question]
+            if least is None:
+                return False
+            if request.most_instances is not None:
+                more = -((delivered[p] - least[0]) // request.largest[p])
+                more -= (delivered[d] - least[1]) // request.largest[d]
+                if group.size + more > request.most_instances:
+                    return False
+        return True
+
+    def reach(self, group: _Group, role: int, tier: int) -> int:
+        """Most that a role of a group can come to deliver, by its demand and the free GPUs."""
+        request = group.request
+        short = request.short[role]
+        if short <= 0:
+            return group.delivered[role]
+        fitting = sum(
+            self.room.most(group.domain, option, tier) * option.capacity
+            for option in request.options[role]
+        )
+        return group.delivered[role] + min(short - 1 + request.largest[role], fitting)
+
+    def undo(self, group: _Group, before: int) -> None:
+        """Take back what was added last, all but the first ``before`` instances."""
+        while len(group.added) > before:
+            option = group.added.pop()
+            self.room.give_back(option, group.taken, len(group.taken) - len(option.gpus))
+            group.size -= 1
+            group.delivered[option.role] -= option.capacity
+            group.request.count(option, -1)
+            self.placed -= 1
+
+    def add_instance(self, group: _Group, role: int, tier: int) -> bool:
+        request = group.request
+        domains = group.domains
+        for option in request.options[role]:
+            if not request.may_add(option):
                 continue
-            taken = None
-            for domain in (*self.homes(group), group.domain):
-                taken = self.allocate(domain, wanted, tier)
-                if taken is not None:
-                    break
-            if taken is not None:
-                member = _Member(role, index, pod_nodes(shapes[index], taken), None)
-                unit.append((member, taken))
-                group.add(member, shapes[index].capacity)
-                self._count(group, member, 1)
-                return True
+            if not domains:
+                domains = (self.home(group), group.domain)
+            for domain in domains:
+                if self.room.allocate(domain, option, tier, group.taken):
+                    group.added.append(option)
+                    group.size += 1
+                    group.delivered[role] += option.capacity
+                    request.count(option, 1)
+                    self.placed += 1
+                    return True
         return False
 
-    def homes(self, group: _Group) -> tuple[int, ...]:
-        """Domains to try first: the group's home at the preferred level."""
-        level = group.service.affinity.preferred
-        if level is None or group.homes:
-            return group.homes
-        inside = self.tree.at_level(level, group.domain)
-        for member in group.members:
-            for home in inside:
-                if self.tree.contains(home, member.nodes[0]):
-                    return (home,)
-        prints = [
-            wanted
-            for name in group.service.roles
-            for wanted in self.prints[group.service.name, name]
-        ]
-        return (max(inside, key=lambda each: sum(self.room(each, w, HIGHEST) for w in prints)),)
+    def new_instances(self, group: _Group) -> Iterable[tuple[_Option, tuple[int, ...]]]:
+        start = 0
+        for option in group.added:
+            yield option, option.pod_nodes(group.taken, start)
+            start += len(option.gpus)
 
-    def _count(self, group: _Group, member: _Member, sign: int) -> None:
-        demand = self.demands[group.service.name, member.role]
-        self.placed += sign
-        demand.added += sign * self.shape(group.service, member).capacity
-        demand.shapes[member.shape] = demand.shapes.get(member.shape, 0) + sign
+    def home(self, group: _Group) -> int:
+        """The domain at the preferred level to try first, of a group that had none."""
+        level = group.request.service.affinity.preferred
+        assert level is not None
+        rank = self.instance.levels.index(level)
+        for member in group.members(self.instance.node_index):
+            if self.tree.contains(group.domain, member.nodes[0]):
+                return self.tree.node_path[member.nodes[0]][rank]
+        if group.added:
+            first = group.added[0].pod_nodes(group.taken, 0)[0]
+            return self.tree.node_path[first][rank]
+        options = [option for options in group.request.options for option in options]
+        gpus = self.room.gpus
+        return max(
+            self.tree.at_level(level, group.domain),
+            key=lambda each: sum(gpus(each, option, HIGHEST) for option in options),
+        )
 
-    def scale_in(self, service: Service) -> None:
+    def scale_in(self, request: _Request) -> None:
         """Remove P/D units, from groups on high tiers first."""
-        surplus = [
-            name
-            for name in service.roles
-            if self.demands[service.name, name].now > self.demands[service.name, name].target
-        ]
+        surplus = request.surplus()
         if not surplus:
             return
-        for group in sorted(self.of_service[service.name], key=self.removal_order):
-            while any(self.remove_unit(group, role) for role in surplus):
+        for group in sorted(request.groups, key=self.removal_order):
+            leaving = self.leaving(group)
+            while any(self.remove_unit(group, role, leaving) for role in surplus):
                 if self.late():
                     return
 
-    def remove_unit(self, group: _Group, role: str) -> bool:
+    def leaving(self, group: _Group) -> list[list[_Leaving]]:
+        """Per role, the running instances of a group in the order in which they may leave."""
+        found: list[list[_Leaving]] = [[] for _ in group.request.names]
+        for member in group.members(self.instance.node_index):
+            tier = max(self.tree.node_tier[node] for node in member.nodes)
+            path = self.tree.node_path[member.nodes[0]]
+            at_home = any(home in path for home in group.homes)
+            found[member.role].append(_Leaving(-tier, at_home, -member.number, member))
+        for each in found:
+            each.sort()
+        return found
+
+    def remove_unit(self, group: _Group, role: int, leaving: list[list[_Leaving]]) -> bool:
         """Remove one instance and whatever brings the group back into its bands, or nothing."""
-        unit: list[_Member] = []
-        plentiful: str | None = role
-        while plentiful is not None:
-            member = self.removable(group, plentiful)
-            if member is None:
+        request = group.request
+        members = group.members(self.instance.node_index)
+        unit: list[_Leaving] = []
+        plentiful = role
+        while plentiful != NOTHING:
+            options = request.options[plentiful]
+            spare = request.spare[plentiful]
+            may_leave = (
+                each for each in leaving[plentiful] if options[each.member.shape].capacity <= spare
+            )
+            each = None if self.late() else next(may_leave, None)
+            if each is None:
                 for each in reversed(unit):
-                    capacity = self.shape(group.service, each).capacity
-                    group.add(each, capacity)
-                    self.demands[group.service.name, each.role].removed -= capacity
+                    option = request.options[each.member.role][each.member.shape]
+                    insort(leaving[option.role], each)
+                    members[each.member] = None
+                    group.size += 1
+                    group.delivered[option.role] += option.capacity
+                    request.spare[option.role] += option.capacity
                 return False
-            capacity = self.shape(group.service, member).capacity
-            group.drop(member, capacity)
-            self.demands[group.service.name, member.role].removed += capacity
-            unit.append(member)
+            option = options[each.member.shape]
+            leaving[plentiful].remove(each)
+            del members[each.member]
+            group.size -= 1
+            group.delivered[plentiful] -= option.capacity
+            request.spare[plentiful] -= option.capacity
+            unit.append(each)
             plentiful = group.plentiful()
-        for member in unit:
-            assert member.number is not None
-            self.decision.removed.add((group.index, member.number))
+        for each in unit:
+            self.decision.removed.add((group.index, each.member.number))
             if self.instance.cycle.reuse_freed:
-                self.release(group.service, member)
+                option = request.options[each.member.role][each.member.shape]
+                self.release(each.member, option.shape)
         return True
 
-    def removable(self, group: _Group, role: str) -> _Member | None:
-        """The instance of a role on the highest tier that may leave."""
-        demand = self.demands[group.service.name, role]
-        candidates = [
-            member
-            for member in group.members
-            if member.number is not None
-            and member.role == role
-            and demand.may_remove(self.shape(group.service, member).capacity)
-        ]
-        return max(
-            candidates,
-            key=lambda member: (
-                max(self.tree.node_tier[node] for node in member.nodes),
-                not any(self.tree.contains(home, member.nodes[0]) for home in group.homes),
-                member.number or 0,
-            ),
-            default=None,
-        )
+
+class _Leaving(NamedTuple):
+    """A running instance by the order in which instances leave: high tier, not at home, young."""
+
+    tier: int
+    at_home: bool
+    number: int
+    member: _Member
 
 
 class _GreedyPods(_Base):
     """Algorithm 4 to the letter: one pod at a time, every role a request of its own."""
 
-    def scale_out(self, service: Service) -> None:
-        for name in service.roles:
-            self.place_role(service, name)
+    def __init__(self, tree: TreeView, deadline: float | None, pace: float) -> None:
+        super().__init__(tree, deadline, pace)
+        # By group: an instance may lack its last pods.
+        self.settled: dict[int, list[tuple[_Option, tuple[int, ...]]]] = {}
 
-    def place_role(self, service: Service, role: str) -> None:
-        domains = self.tree.at_level(service.affinity.required)
+    def new_instances(self, group: _Group) -> Iterable[tuple[_Option, tuple[int, ...]]]:
+        return self.settled.get(group.index, ())
+
+    def scale_out(self, request: _Request) -> None:
+        for role in request.wanting():
+            self.place_role(request, role)
+
+    def place_role(self, request: _Request, role: int) -> None:
+        domains = self.tree.at_level(request.service.affinity.required)
         for domain in sorted(domains, key=self.tree.domain_tier):
-            while not self.late() and self.place_instance(service, role, domain):
+            while not self.late() and self.place_instance(request, role, domain):
                 pass
 
-    def place_instance(self, service: Service, role: str, domain: int) -> bool:
+    def place_instance(self, request: _Request, role: int, domain: int) -> bool:
         """Place pod by pod, whether or not all pods of the instance find a node."""
-        demand = self.demands[service.name, role]
-        shapes = service.roles[role].shapes
-        for shape in range(len(shapes)):
-            if demand.may_add(shapes, shape):
-                group = self.group_in(service, domain)
+        for option in request.options[role]:
+            if request.may_add(option):
+                group = self.group_in(request, domain)
                 if group is None:
                     return False
-                nodes = self.place_pods(service, role, shape, domain)
+                nodes = self.place_pods(option.shape, domain)
                 if nodes:
-                    self.settle(group, role, shape, nodes)
-                    return len(nodes) == len(shapes[shape].pod_list)
+                    self.settle(group, option, nodes)
+                    return len(nodes) == len(option.shape.pod_list)
         return False
 
-    def place_pods(self, service: Service, role: str, shape: int, domain: int) -> tuple[int, ...]:
+    def place_pods(self, shape: Shape, domain: int) -> tuple[int, ...]:
         nodes: list[int] = []
-        for gpu_type, gpus in service.roles[role].shapes[shape].pod_list:
-            node = self.fitting_node(domain, Block(gpu_type, gpus), HIGHEST)
-            if node is None:
+        for gpu_type, gpus in shape.pod_list:
+            pool = self.room.pools(gpu_type)[domain]
+            node = self.room.fitting_node(pool, gpus, HIGHEST)
+            if node == NOTHING:
                 break
-            self.take(node, gpus)
+            self.room.take(node, gpus)
             nodes.append(node)
         return tuple(nodes)
 
-    def settle(self, group: _Group, role: str, shape: int, nodes: tuple[int, ...]) -> None:
-        capacity = group.service.roles[role].shapes[shape].capacity
+    def settle(self, group: _Group, option: _Option, nodes: tuple[int, ...]) -> None:
         self.placed += 1
-        group.add(_Member(role, shape, nodes, None), capacity)
-        demand = self.demands[group.service.name, role]
-        demand.added += capacity
-        demand.shapes[shape] = demand.shapes.get(shape, 0) + 1
+        self.settled.setdefault(group.index, []).append((option, nodes))
+        group.taken.extend(nodes)
+        group.size += 1
+        group.request.count(option, 1)
 
-    def group_in(self, service: Service, domain: int) -> _Group | None:
+    def group_in(self, request: _Request, domain: int) -> _Group | None:
         """A group of the domain with room under its limits; null when none may be opened."""
-        most = service.limits.max_instances_per_group
-        for group in self.of_service[service.name]:
-            counted = bool(group.members) or group.occupied or self.may_open(service)
-            room = most is None or len(group.members) < most
-            if group.domain == domain and counted and room:
+        most = request.most_instances
+        for group in request.groups:
+            if (
+                group.domain == domain
+                and (most is None or group.size < most)
+                and (group.size or group.occupied or self.may_open(request))
+            ):
                 return group
-        return self.new_group(service, domain) if self.may_open(service) else None
+        return self.new_group(request, domain) if self.may_open(request) else None
 
-    def scale_in(self, service: Service) -> None:
-        for group in sorted(self.of_service[service.name], key=self.removal_order):
-            for member in list(group.members):
-                demand = self.demands[service.name, member.role]
-                capacity = self.shape(service, member).capacity
-                if member.number is not None and demand.may_remove(capacity):
-                    demand.removed += capacity
-                    group.drop(member, capacity)
+    def scale_in(self, request: _Request) -> None:
+        for group in sorted(request.groups, key=self.removal_order):
+            members = group.members(self.instance.node_index)
+            for member in list(members):
+                option = request.options[member.role][member.shape]
+                if option.capacity <= request.spare[member.role]:
+                    request.spare[member.role] -= option.capacity
+                    del members[member]
+                    group.size -= 1
                     self.decision.removed.add((group.index, member.number))
                     if self.instance.cycle.reuse_freed:
-                        self.release(service, member)
+                        self.release(member, option.shape)
