@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint lock clean
+.PHONY: demo test lint bench lock clean
 
 demo: $(STAMP)
 	$(BIN)/heteroplace solve instances/quickstart.json
@@ -15,6 +15,13 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# A minute; `make bench SUITE=release` takes hours, and FLAGS=--resume continues it.
+SUITE ?= quick
+FLAGS ?=
+bench: $(STAMP)
+	@mkdir -p out
+	$(BIN)/heteroplace bench benchmarks/$(SUITE).toml --out out/bench-$(SUITE).json $(FLAGS)
 
 $(STAMP): pyproject.toml requirements.lock
 	$(PYTHON) -m venv $(VENV)

@@ -21,6 +21,7 @@ from rich.table import Table
 from rich.text import Text
 
 import heteroplace
+from heteroplace.bench import command as bench
 from heteroplace.check import check, check_and_evaluate
 from heteroplace.errors import InputError
 from heteroplace.explain import Explanation, explain
@@ -121,6 +122,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_explain(commands)
     _add_show(commands)
     _add_generate(commands)
+    _add_bench(commands)
     return parser
 
 
@@ -200,6 +202,12 @@ def _add_generate(commands: Commands) -> None:
         )
     command.add_argument("--out", metavar="FILE", help="default standard output")
     command.set_defaults(run=_generate)
+
+
+def _add_bench(commands: Commands) -> None:
+    command = commands.add_parser("bench", help="measure on seeded families, against references")
+    bench.add_options(command)
+    command.set_defaults(run=_bench)
 
 
 def _add_instance(command: argparse.ArgumentParser) -> None:
@@ -475,6 +483,19 @@ def _generate(arguments: argparse.Namespace) -> int:
     else:
         _emit(text)
     return DONE
+
+
+def _bench(arguments: argparse.Namespace) -> int:
+    shown = bench.run(arguments, _knobs(arguments.set or []))
+    if arguments.json:
+        _emit(shown.json + "\n")
+    else:
+        console = _Console()
+        for part in shown.parts:
+            console.print(part)
+    if shown.interrupted:
+        raise KeyboardInterrupt
+    return NO if shown.failed else DONE
 
 
 def _knobs(pairs: list[str]) -> dict[str, str | float]:
