@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterable
 from fractions import Fraction
 from itertools import product
 
 import pytest
 
-from heteroplace.formulation.hull import Change, Side, hull_sides, reachable
+from heteroplace.formulation.hull import Change, Hull, Point, Side, reachable
+
+
+def hull_sides(points: Iterable[Point]) -> list[Side]:
+    return Hull.of(points).sides
 
 
 def inside(sides: list[Side], x: int, y: int) -> bool:

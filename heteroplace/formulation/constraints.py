@@ -12,9 +12,9 @@ from fractions import Fraction
 from math import gcd, lcm
 
 from heteroplace.footprint import Block, Footprint
-from heteroplace.formulation.hull import Change, hull_sides, reachable
+from heteroplace.formulation.hull import Change, Hull, reachable
 from heteroplace.formulation.packing import Pool
-from heteroplace.formulation.program import INFINITE
+from heteroplace.formulation.program import INFINITE, GroupBlock
 from heteroplace.formulation.variables import Candidate, Demand, Leaver, Model, Terms
 from heteroplace.instance import RatioBand
 
@@ -419,23 +419,33 @@ def _add_hull(model: Model, candidate: Candidate) -> bool:
     opens = candidate.running is None and _counts_groups(model, candidate.service)
     shared = _shared_room(model, candidate, names)
     key = (candidate.service, first.key, second.key, tuple(bands), shared, opens)
-    sides = model.hulls.get(key)
-    if sides is None:
+    hull = model.hulls.get(key)
+    if hull is None:
         points = reachable(first, second, bands, shared)
-        sides = hull_sides(points - {(0, 0)} if opens else points)
-        model.hulls[key] = sides
+        hull = model.hulls[key] = Hull.of(points - {(0, 0)} if opens else points)
     alive: int | None = None
     if opens:
         alive = model.alive[candidate.index] = model.program.column(1)
         for change in (first, second):
             model.derive(alive, change.terms, switch=True)
-    for a, b, c, equal in sides:
+    began = len(model.program.row_lower)
+    for a, b, c, equal in hull.sides:
         terms = [(column, a * sign) for column, sign in first.terms]
         terms += [(column, b * sign) for column, sign in second.terms]
         if alive is not None:
             terms.append((alive, -c))
             c = 0
         model.program.row("ratio", terms, lower=c if equal else -INFINITE, upper=c)
+    if alive is not None:
+        model.program.blocks.append(
+            GroupBlock(
+                owner=candidate.service,
+                rows=range(began, len(model.program.row_lower)),
+                switch=alive,
+                sides=tuple(tuple(column for column, _ in each.terms) for each in (first, second)),
+                corners=hull.corners,
+            )
+        )
     return True
 
 

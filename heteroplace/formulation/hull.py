@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from math import gcd
 
 Point = tuple[int, int]
@@ -106,20 +107,30 @@ def _most(value: int, factor: int, change: Change) -> int:
     return (value - factor * change.now * change.grains) // (factor * change.grains)
 
 
-def hull_sides(points: Iterable[Point]) -> list[Side]:
-    """Sides of the convex hull of integer points.
+@dataclass(frozen=True)
+class Hull:
+    """The convex hull of integer points.
 
     Parameters
     ----------
-    points
-        If there are none, nothing but (0, 0) is left.
-
-    Returns
-    -------
-    list of tuple
-        ``(a, b, c, equal)``: ``a * x + b * y <= c``, or ``== c`` where the hull is flat.
+    corners
+        Counter-clockwise; at least one.
     """
-    corners = _corners(sorted(set(points))) or [(0, 0)]
+
+    corners: tuple[Point, ...]
+
+    @classmethod
+    def of(cls, points: Iterable[Point]) -> Hull:
+        """The hull of points; of (0, 0) if there are none."""
+        return cls(tuple(_corners(sorted(set(points))) or [(0, 0)]))
+
+    @cached_property
+    def sides(self) -> list[Side]:
+        """``(a, b, c, equal)``: ``a * x + b * y <= c``, or ``== c`` where the hull is flat."""
+        return _sides(list(self.corners))
+
+
+def _sides(corners: list[Point]) -> list[Side]:
     if len(corners) == 1:
         ((x, y),) = corners
         return [(1, 0, x, True), (0, 1, y, True)]

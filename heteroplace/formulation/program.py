@@ -81,6 +81,31 @@ class ProgramStep:
         return (value - self.constant) // self.quantum
 
 
+@dataclass(frozen=True)
+class GroupBlock:
+    """Columns and rows of one group that may be opened, of which most stay unused.
+
+    Parameters
+    ----------
+    owner
+        Number of the service.
+    rows
+        Numbers of the rows that have columns of this block only.
+    switch
+        Column that is 1 when the group is opened.
+    sides
+        Columns whose sum is the number of instances of the first and of the second role.
+    corners
+        Corners of the hull of the pairs of sums when the group is opened.
+    """
+
+    owner: int
+    rows: range
+    switch: int
+    sides: tuple[tuple[int, ...], ...]
+    corners: tuple[tuple[int, int], ...]
+
+
 class LateError(Exception):
     """The deadline came while the program was being built."""
 
@@ -105,6 +130,7 @@ class Program:
     columns: list[int] = field(default_factory=list)
     coefficients: list[int] = field(default_factory=list)
     steps: list[ProgramStep] = field(default_factory=list)
+    blocks: list[GroupBlock] = field(default_factory=list)
 
     def column(self, upper: int) -> int:
         """Add an integer column from 0 to a limit and return its number."""
@@ -211,12 +237,16 @@ class Program:
             np.array(self.starts, np.int64),
             np.array(self.columns, np.int64),
             np.array(self.coefficients, np.int64),
+            tuple(self.blocks),
         )
 
 
 @dataclass(frozen=True)
 class Arrays:
-    """A program's rows (CSR) and bounds, all int64; ``±INFINITE`` is no bound."""
+    """A program's rows (CSR) and bounds, all int64; ``±INFINITE`` is no bound.
+
+    ``blocks`` are the parts of it that a relaxation need not look at until they pay.
+    """
 
     lower: Ints
     upper: Ints
@@ -225,6 +255,7 @@ class Arrays:
     starts: Ints
     columns: Ints
     coefficients: Ints
+    blocks: tuple[GroupBlock, ...] = ()
 
     def activity(self, x: Ints) -> Ints:
         """Value of every row at a solution."""

@@ -13,7 +13,7 @@ from fractions import Fraction
 from math import ceil, gcd, lcm
 
 from heteroplace.footprint import Block, Footprint, footprint
-from heteroplace.formulation.hull import Side
+from heteroplace.formulation.hull import Hull
 from heteroplace.formulation.packing import Pool
 from heteroplace.formulation.program import Program
 from heteroplace.instance import Instance, Role, Service, Shape
@@ -214,7 +214,7 @@ class Model:
     band_units: dict[tuple[int, str, str], tuple[int, int, tuple[int, ...]]] = field(
         default_factory=dict
     )
-    hulls: dict[tuple[object, ...], list[Side]] = field(default_factory=dict)
+    hulls: dict[tuple[object, ...], Hull] = field(default_factory=dict)
     _fits: dict[tuple[Footprint, int], bool] = field(default_factory=dict)
     _rooms: dict[tuple[int, int], int] = field(default_factory=dict)
     _room_of: dict[tuple[Footprint, int], int] = field(default_factory=dict)
