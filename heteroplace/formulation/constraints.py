@@ -398,40 +398,47 @@ def _add_completeness(model: Model, candidate: Candidate) -> None:
 
 
 def _add_hull(model: Model, candidate: Candidate) -> bool:
-    """Describe a group of two roles by the hull of what it may become; whether that is possible.
+    """Describe a group of one or two roles by the hull of what it may become, if that is possible.
 
     The integer solutions are those of the bands and their completeness, but the relaxation is
     tight: what does not fit the domain in whole P/D units is cut off there too.
     """
     service = model.service(candidate.service)
     names = tuple(service.roles)
-    if len(names) != 2 or missing_now(model, candidate):
+    if len(names) > 2 or missing_now(model, candidate):
         return False
-    first, second = (_change(model, candidate, name) for name in names)
-    if first is None or second is None or first.span > MOST_CHANGES:
+    if len(names) == 1 and candidate.running is not None:
+        return False
+    first = _change(model, candidate, names[0])
+    second = _change(model, candidate, names[1]) if len(names) > 1 else None
+    if first.span > MOST_CHANGES:
         return False
     bands = []
     for band in service.ratios:
         if candidate.running is not None and _band_rows(model, candidate, band)[2]:
             return False
         _, unit, ends = _band_units(model, candidate.service, band)
-        bands.append((band.numerator == names[1], unit, ends))
-    opens = candidate.running is None and _counts_groups(model, candidate.service)
-    shared = _shared_room(model, candidate, names)
-    key = (candidate.service, first.key, second.key, tuple(bands), shared, opens)
+        bands.append((band.numerator != names[0], unit, ends))
+    opens = candidate.running is None
+    shared = _shared_room(model, candidate, names, first, second)
+    key = (candidate.service, first.key, second and second.key, tuple(bands), shared, opens)
     hull = model.hulls.get(key)
     if hull is None:
         points = reachable(first, second, bands, shared)
         hull = model.hulls[key] = Hull.of(points - {(0, 0)} if opens else points)
+    changes = (first,) if second is None else (first, second)
     alive: int | None = None
     if opens:
         alive = model.alive[candidate.index] = model.program.column(1)
-        for change in (first, second):
+        for change in changes:
             model.derive(alive, change.terms, switch=True)
     began = len(model.program.row_lower)
-    for a, b, c, equal in hull.sides:
-        terms = [(column, a * sign) for column, sign in first.terms]
-        terms += [(column, b * sign) for column, sign in second.terms]
+    for *factors, c, equal in hull.sides:
+        terms = [
+            (column, factor * weight)
+            for factor, change in zip(factors, changes, strict=False)
+            for column, weight in change.terms
+        ]
         if alive is not None:
             terms.append((alive, -c))
             c = 0
@@ -442,72 +449,79 @@ def _add_hull(model: Model, candidate: Candidate) -> bool:
                 owner=candidate.service,
                 rows=range(began, len(model.program.row_lower)),
                 switch=alive,
-                sides=tuple(tuple(column for column, _ in each.terms) for each in (first, second)),
+                sides=tuple(tuple(change.terms) for change in changes),
                 corners=hull.corners,
             )
         )
     return True
 
 
-def _change(model: Model, candidate: Candidate, role: str) -> Change | None:
-    """Range of a role in a group; null where its shapes deliver differently."""
+def _change(model: Model, candidate: Candidate, role: str) -> Change:
+    """How far a role in a group may change, in the largest unit of its instances' capacities."""
     demand = model.demands[candidate.service, role]
-    terms, present = counted(model, candidate, role)
-    placed = model.placements_of.get((candidate.index, role), [])
+    terms, present = delivered(model, candidate, role)
+    placed = {p.shape for p in model.placements_of.get((candidate.index, role), ())}
     leaving = leavers_of(model, candidate, role)
-    shapes = {p.shape for p in placed} | {leaver.shape for leaver in leaving}
-    if candidate.running is not None:
-        shapes |= {shape for _, shape in model.ready_of.get((candidate.running, role), ())}
-    capacities = {demand.shapes[shape] for shape in shapes} or {demand.shapes[0]}
-    if len(capacities) > 1:
-        return None
-    (grains,) = capacities
+    capacities = {demand.shapes[shape] for shape in placed}
+    capacities |= {demand.shapes[leaver.shape] for leaver in leaving}
+    unit = gcd(present, *capacities) or 1
     upper = model.program.upper
-    low = -sum(upper[leaver.removed] for leaver in leaving if leaver.removed is not None)
-    low = max(low, -(demand.surplus // grains))
-    high = 0
-    if demand.missing:
-        prints = [model.prints[candidate.service, role, at] for at in {p.shape for p in placed}]
-        high = sum(model.room(each, candidate.domain) for each in prints)
-        high = min(high, -(-demand.missing // grains))
-    return Change(terms, low, high, grains, present)
-
-
-def _counts_groups(model: Model, service: int) -> bool:
-    """Whether opening a group of a service costs or is limited."""
-    return bool(
-        model.instance.objective.weights.new_group
-        or model.service(service).limits.max_groups is not None
+    low = -sum(
+        upper[leaver.removed] * demand.shapes[leaver.shape]
+        for leaver in leaving
+        if leaver.removed is not None
     )
+    low = max(low, -demand.surplus)
+    high = 0
+    if demand.missing and placed:
+        high = sum(
+            model.room(model.prints[candidate.service, role, shape], candidate.domain)
+            * demand.shapes[shape]
+            for shape in placed
+        )
+        high = min(high, _most_added(demand.missing, {demand.shapes[shape] for shape in placed}))
+    scaled = [(column, value // unit) for column, value in terms]
+    return Change(scaled, -(-low // unit), high // unit, unit, present // unit)
+
+
+def _most_added(missing: int, capacities: set[int]) -> int:
+    """Most that may be added: what is missing and less than the smallest instance among them."""
+    most = max(-(-missing // capacity) * capacity for capacity in capacities)
+    mixed = sorted(capacities)[-2:-1]
+    return max([most, *(missing + capacity - 1 for capacity in mixed)])
 
 
 def _shared_room(
-    model: Model, candidate: Candidate, names: tuple[str, ...]
+    model: Model,
+    candidate: Candidate,
+    names: tuple[str, ...],
+    first: Change,
+    second: Change | None,
 ) -> tuple[int, int, int] | None:
-    """``(a, b, c)``: a times one count plus b times the other is at most c; null if unlimited.
+    """``(a, b, c)``: a times one change plus b times the other is at most c; null if unlimited.
 
     That is where both roles take blocks of one GPU type, or where a group's size is limited.
     """
+    if second is None or any(abs(value) != 1 for _, value in (*first.terms, *second.terms)):
+        return None
     most = model.service(candidate.service).limits.max_instances_per_group
     if most is not None:
         now = sum(counted(model, candidate, name)[1] for name in names)
         return 1, 1, max(most, now) - now
-    prints = [
+    shapes = [
         {p.shape for p in model.placements_of.get((candidate.index, name), ())} for name in names
     ]
-    if [len(each) for each in prints] != [1, 1]:
+    if [len(each) for each in shapes] != [1, 1]:
         return None
     left, right = (
-        model.prints[candidate.service, name, next(iter(shapes))]
-        for name, shapes in zip(names, prints, strict=True)
+        model.prints[candidate.service, name, next(iter(found))]
+        for name, found in zip(names, shapes, strict=True)
     )
     if not (left.single and right.single):
         return None
     (one, _), (other, _) = left.blocks[0], right.blocks[0]
     if one.gpu_type != other.gpu_type:
         return None
-    if one.gpus == other.gpus:
-        return 1, 1, model.room(left, candidate.domain)
     unit = gcd(one.gpus, other.gpus)
     room = model.units(one.gpu_type, unit, candidate.domain)
     return one.gpus // unit, other.gpus // unit, room

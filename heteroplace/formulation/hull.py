@@ -18,18 +18,18 @@ Band = tuple[bool, int, tuple[int, ...]]
 
 @dataclass(frozen=True)
 class Change:
-    """How far the number of a role's instances in a group may change.
+    """How far what a role delivers in a group may change.
 
     Parameters
     ----------
     terms
-        Columns that change it.
+        Columns that change it, with the units of one instance.
     low, high
-        Least and most change; from at most 0 to at least 0.
+        Least and most change in units; from at most 0 to at least 0.
     grains
-        Capacity of one instance.
+        Capacity of one unit, which divides that of every instance.
     now
-        Instances that deliver now.
+        Units that are delivered now.
     """
 
     terms: list[tuple[int, int]]
@@ -50,14 +50,17 @@ class Change:
 
 
 def reachable(
-    first: Change, second: Change, bands: Sequence[Band], shared: tuple[int, int, int] | None
+    first: Change,
+    second: Change | None,
+    bands: Sequence[Band],
+    shared: tuple[int, int, int] | None,
 ) -> set[Point]:
     """Pairs of changes whose convex hull is that of all that a group may become.
 
     Parameters
     ----------
     first, second
-        The two roles.
+        The two roles; null if there is but one.
     bands
         ``(flipped, unit, ends)``: ``ends[0] * D <= unit * N <= ends[1] * D`` in grains, without
         the second part where there is no upper end. N is the first role, the second if flipped.
@@ -71,6 +74,9 @@ def reachable(
         Among them (0, 0), and where the group may lose all instances that pair.
     """
     points = {(0, 0)}
+    if second is None:
+        least = max(first.low, 1 - first.now)
+        return points | ({(least, 0), (first.high, 0)} if least <= first.high else set())
     if not (first.now + first.low or second.now + second.low):
         points.add((first.low, second.low))
     for change in range(max(first.low, 1 - first.now), first.high + 1):

@@ -94,15 +94,15 @@ class GroupBlock:
     switch
         Column that is 1 when the group is opened.
     sides
-        Columns whose sum is the number of instances of the first and of the second role.
+        Columns and weights of what the first role delivers, and the second if there is one.
     corners
-        Corners of the hull of the pairs of sums when the group is opened.
+        Corners of the hull of the pairs of these sums when the group is opened.
     """
 
     owner: int
     rows: range
     switch: int
-    sides: tuple[tuple[int, ...], ...]
+    sides: tuple[tuple[tuple[int, int], ...], ...]
     corners: tuple[tuple[int, int], ...]
 
 

@@ -301,16 +301,20 @@ def within(seconds: float | None, work: Callable[[], T]) -> T | None:
     """
     outcome: list[T] = []
     failure: list[BaseException] = []
+    # Not join(): before Python 3.13 an interrupt makes it take the thread for ended.
+    ended = threading.Event()
 
     def run() -> None:
         try:
             outcome.append(work())
         except BaseException as error:
             failure.append(error)
+        finally:
+            ended.set()
 
-    thread = threading.Thread(target=run, name="heteroplace-engine")
-    thread.start()
-    thread.join(None if seconds is None else min(seconds + GRACE, LONGEST))
+    # A daemon: an engine that overruns must not keep a command from ending.
+    threading.Thread(target=run, name="heteroplace-engine", daemon=True).start()
+    ended.wait(None if seconds is None else min(seconds + GRACE, LONGEST))
     if failure:
         raise failure[0]
     return outcome[0] if outcome else None

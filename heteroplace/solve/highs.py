@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from math import ceil
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from heteroplace.formulation.program import INFINITE, Arrays, Ints, ProgramStep
 from heteroplace.profile import Profile
@@ -16,20 +14,20 @@ from heteroplace.solve.engine import (
     Answer,
     Caps,
     EngineMissingError,
-    UnsuitedError,
     rounded,
     within,
 )
+from heteroplace.solve.floating import (
+    cap_row,
+    cost_scale,
+    refuse_wide,
+    row_factors,
+    whole_bound,
+)
 
-LARGEST_COST = 1e6
-LARGEST_COEFFICIENT = 1e6
-WIDEST = 1e9
-LARGEST_COUNT = 10**9
 ROUGH_GAP = 1e-3
 MARGIN_SHARE = 0.1
 LONGEST_MARGIN = 0.3
-TOLERANCE = 1e-6
-RELATIVE_TOLERANCE = 2e-7
 
 
 def _highspy() -> Any:
@@ -131,13 +129,6 @@ def relaxation_bound(
     return within(seconds, solve)
 
 
-def whole_bound(value: float, step: ProgramStep) -> int | None:
-    """Bound of a step in units from a floating one of its coefficients, within the tolerance."""
-    if not np.isfinite(value):
-        return None
-    return step.lower(ceil(value - max(TOLERANCE, RELATIVE_TOLERANCE * abs(value))))
-
-
 def make_model(
     arrays: Arrays,
     caps: Caps,
@@ -184,51 +175,6 @@ def make_model(
     return solver, scale
 
 
-def cost_scale(step: ProgramStep) -> float:
-    """Factor that brings the coefficients of a step to at most ``LARGEST_COST``."""
-    return min(1.0, LARGEST_COST / max(1.0, float(np.abs(step.coefficients).max(initial=0))))
-
-
-def refuse_wide(arrays: Arrays) -> None:
-    """Refuse a program that floating-point arithmetic cannot hold.
-
-    Raises
-    ------
-    UnsuitedError
-        If a count may be so large that a tolerance hides whole units, or as :func:`row_factors`.
-    """
-    if arrays.upper.max(initial=0) > LARGEST_COUNT:
-        raise UnsuitedError(
-            "capacities have too many digits for floating-point arithmetic; use cpsat, or round "
-            "capacities and targets"
-        )
-    row_factors(arrays.starts, arrays.coefficients)
-
-
-def row_factors(starts: Ints, values: Ints) -> NDArray[np.float64]:
-    """Factors that bring the coefficients of every row to at most ``LARGEST_COEFFICIENT``.
-
-    Raises
-    ------
-    UnsuitedError
-        If one row has coefficients so far apart that floating-point arithmetic loses the small.
-    """
-    size = np.abs(values).astype(float)
-    lengths = np.diff(starts)
-    factor = np.ones(len(lengths))
-    filled = np.flatnonzero(lengths)
-    if len(filled):
-        largest = np.maximum.reduceat(size, starts[filled])
-        smallest = np.minimum.reduceat(size, starts[filled])
-        if np.any(largest > WIDEST * smallest):
-            raise UnsuitedError(
-                "coefficients of one row lie too far apart for floating-point arithmetic; "
-                "use cpsat, or capacities and ratios with fewer digits"
-            )
-        factor[filled] = np.minimum(1.0, LARGEST_COEFFICIENT / largest)
-    return factor
-
-
 def with_caps(arrays: Arrays, caps: Caps) -> tuple[Ints, Ints, Ints, Ints, Ints]:
     """Rows in CSR with one more row per capped step: starts, columns, values, lower, upper."""
     rows = [cap_row(step, value) for step, value in caps]
@@ -239,18 +185,3 @@ def with_caps(arrays: Arrays, caps: Caps) -> tuple[Ints, Ints, Ints, Ints, Ints]
     low = np.concatenate([arrays.row_lower, np.full(len(rows), -INFINITE, np.int64)])
     high = np.concatenate([arrays.row_upper, np.array([top for _, _, top in rows], np.int64)])
     return starts, columns, values, low, high
-
-
-def cap_row(step: ProgramStep, value: int) -> tuple[Ints, Ints, int]:
-    """Columns, values and upper end of the row that caps a step, fit for floating-point arithmetic.
-
-    Values too far apart are rounded down, which cuts no solution off that keeps the cap.
-    """
-    size = np.abs(step.coefficients)
-    filled = size[size > 0]
-    coarse = 1
-    if len(filled) and filled.max() > WIDEST * filled.min():
-        coarse = int(filled.max() / WIDEST) + 1
-    values = step.coefficients // coarse
-    kept = values != 0
-    return step.columns[kept], values[kept], step.top(value) // coarse

@@ -16,14 +16,14 @@ from numpy.typing import NDArray
 from heteroplace.formulation.program import INFINITE, Arrays, Ints, ProgramStep
 from heteroplace.profile import Profile
 from heteroplace.solve.engine import Answer, Caps, EngineMissingError, rounded, within
-from heteroplace.solve.highs import (
+from heteroplace.solve.floating import (
     cap_row,
     cost_scale,
     refuse_wide,
-    relaxation_bound,
     row_factors,
     whole_bound,
 )
+from heteroplace.solve.highs import relaxation_bound
 
 DEFAULT = "HiGHS"
 SHORT = {"CBC": "COIN_CMD"}
