@@ -1,32 +1,38 @@
 """The checker and the evaluator: what docs/problem.md says, recomputed from the plan alone.
 
 Nothing here is shared with the formulation or the greedy, so that a mistake there is seen here.
+What runs is read once for an instance (:class:`_Now`); a plan is then read as its difference from
+that (:class:`_After`), so it costs what it changes. Capacities are counted in whole units of
+1/scale of their service; they become fractions again where they leave this file.
 """
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
-from functools import cached_property
 from math import gcd, lcm
 
 from heteroplace.errors import InputError
 from heteroplace.faults import NODE_LEVEL
-from heteroplace.instance import Instance, Node, Role, Service, Shape
+from heteroplace.instance import Instance, RatioBand, Role, RunningInstance, Service, Shape
 from heteroplace.plan import (
     Evaluation,
     MovedInstance,
     PlacedInstance,
+    PlacedPod,
     Plan,
     PlanGroup,
     RoleOutcome,
     Step,
     Violation,
+    assembled,
 )
 
 ZERO = Fraction(0)
+_OUTCOME = set(RoleOutcome.model_fields)
+TIERS = ("low", "medium", "high")
 
 
 def check(instance: Instance, plan: Plan) -> list[Violation]:
@@ -50,7 +56,7 @@ def check(instance: Instance, plan: Plan) -> list[Violation]:
         If the plan names a node, service, group, role, shape or running instance that the
         instance does not have.
     """
-    return _violations(_State(instance, plan))
+    return Checker(instance).check(plan)
 
 
 def evaluate(instance: Instance, plan: Plan) -> Evaluation:
@@ -73,53 +79,512 @@ def evaluate(instance: Instance, plan: Plan) -> Evaluation:
     InputError
         As :func:`check`.
     """
-    return _evaluation(_State(instance, plan))
+    return Checker(instance).evaluate(plan)
 
 
 def check_and_evaluate(instance: Instance, plan: Plan) -> tuple[list[Violation], Evaluation]:
     """:func:`check` and :func:`evaluate` in one pass over the plan."""
-    state = _State(instance, plan)
-    return _violations(state), _evaluation(state)
+    return Checker(instance).check_and_evaluate(plan)
 
 
-def _violations(state: _State) -> list[Violation]:
-    return [violation for rule in _RULES for violation in rule(state)]
+class Checker:
+    """Checks and evaluates plans of one instance, whose running state it reads only once.
+
+    For several plans of an instance; :func:`check`, :func:`evaluate` and
+    :func:`check_and_evaluate` make one for a single plan.
+
+    Parameters
+    ----------
+    instance
+        The problem; not changed.
+
+    Notes
+    -----
+    May be shared between threads. No plan is trusted: between plans it remembers only immutable
+    lists of kept instances that it has itself compared with what runs, and takes them again only
+    as the same objects.
+    """
+
+    def __init__(self, instance: Instance) -> None:
+        self._now = _Now(instance)
+
+    def check(self, plan: Plan) -> list[Violation]:
+        """Do :func:`check` on the checker's instance."""
+        return _violations(_After(self._now, plan))
+
+    def evaluate(self, plan: Plan) -> Evaluation:
+        """Do :func:`evaluate` on the checker's instance."""
+        return _evaluation(_After(self._now, plan))
+
+    def check_and_evaluate(self, plan: Plan) -> tuple[list[Violation], Evaluation]:
+        """Do :func:`check_and_evaluate` on the checker's instance."""
+        after = _After(self._now, plan)
+        return _violations(after), _evaluation(after)
 
 
-def _evaluation(state: _State) -> Evaluation:
-    instance = state.instance
-    roles = [
-        _outcome(state, service, name) for service in instance.services for name in service.roles
-    ]
-    by_service: dict[str, list[RoleOutcome]] = defaultdict(list)
-    for outcome in roles:
-        by_service[outcome.service].append(outcome)
+def _violations(after: _After) -> list[Violation]:
+    return [violation for rule in _RULES for violation in rule(after)]
+
+
+def _evaluation(after: _After) -> Evaluation:
+    now = after.now
+    delivered = after.delivered
+    outcomes = {
+        role: role.outcome(delivered.get(role, role.now))
+        for service in now.services.values()
+        for role in service.roles.values()
+    }
     steps = []
-    for priority in instance.priorities:
-        members = [each for each in instance.services if each.priority == priority]
-        pairs = [
-            (outcome, service.roles[outcome.role], state.now[service.name, outcome.role])
-            for service in members
-            for outcome in by_service[service.name]
-        ]
-        if any(now < role.min for _, role, now in pairs):
-            short = sum(
-                (
-                    max(ZERO, role.min - got.delivered) * role.gpus_per_capacity
-                    for got, role, _ in pairs
-                ),
-                ZERO,
+    for priority, roles in now.classes.items():
+        if any(role.now < role.min for role in roles):
+            short = _sum(
+                (max(0, role.min - delivered.get(role, role.now)), role.gpus_per_unit)
+                for role in roles
             )
             steps.append(Step(name=f"minimum[{priority}]", value=short))
-        unmet = sum((outcome.unmet_gpus for outcome, _, _ in pairs), ZERO)
+        unmet = _sum((1, outcomes[role].unmet_gpus) for role in roles)
         steps.append(Step(name=f"unmet[{priority}]", value=unmet))
-    repairs = _repairs(state)
+    repairs = _repairs(after)
     steps.append(Step(name="repair", value=sum(repairs.values(), ZERO)))
-    costs = _costs(state)
-    weights = instance.objective.weights
+    costs = _costs(after)
+    weights = now.instance.objective.weights
     total = sum((getattr(weights, name) * amount for name, amount in costs.items()), ZERO)
     steps.append(Step(name="cost", value=total))
-    return Evaluation(steps=tuple(steps), costs=costs, repairs=repairs, roles=tuple(roles))
+    return Evaluation(
+        steps=tuple(steps), costs=costs, repairs=repairs, roles=tuple(outcomes.values())
+    )
+
+
+def _sum(terms: Iterable[tuple[int, Fraction]]) -> Fraction:
+    """Sum of times × number, exactly; numerators of one denominator are added as integers."""
+    by_denominator: dict[int, int] = {}
+    for times, number in terms:
+        if times and number:
+            denominator = number.denominator
+            by_denominator[denominator] = (
+                by_denominator.get(denominator, 0) + times * number.numerator
+            )
+    return sum((Fraction(over, under) for under, over in by_denominator.items()), ZERO)
+
+
+# --------------------------------------------------------------------------------------------
+# The running state
+# --------------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True, eq=False)
+class _Role:
+    """A role of a service; capacities in units of 1/scale."""
+
+    service: str
+    name: str
+    given: Role
+    scale: int
+    target: int
+    min: int
+    now: int = 0
+    grain: int = 0
+    """Greatest common divisor of the capacities of the instances that deliver now."""
+    last: tuple[int, RoleOutcome] | None = None
+
+    @property
+    def gpus_per_unit(self) -> Fraction:
+        return self.given.gpus_per_capacity / self.scale
+
+    def outcome(self, delivered: int) -> RoleOutcome:
+        last = self.last
+        if last is not None and last[0] == delivered:
+            return last[1]
+        unmet = Fraction(self.target - delivered, self.scale) if delivered < self.target else ZERO
+        outcome = assembled(
+            RoleOutcome,
+            {
+                "service": self.service,
+                "role": self.name,
+                "target": self.given.target,
+                "delivered": Fraction(delivered, self.scale),
+                "unmet": unmet,
+                "unmet_gpus": unmet * self.given.gpus_per_capacity if unmet else ZERO,
+            },
+            _OUTCOME,
+        )
+        self.last = (delivered, outcome)
+        return outcome
+
+    def excess(self, delivered: int) -> int:
+        """Capacity that a role which scales in could still lose."""
+        if self.now <= self.target:
+            return 0
+        return max(0, delivered - self.target) // self.grain * self.grain
+
+
+Delivered = dict[_Role, int]
+
+
+@dataclass(slots=True, eq=False)
+class _Kind:
+    """A shape of a role."""
+
+    role: _Role
+    shape: Shape
+    index: int
+    pods: tuple[tuple[str, int], ...]
+    gpus: int
+    units: int
+    level: str
+    """All pods lie within one domain of it."""
+
+    @property
+    def cost(self) -> Fraction:
+        return self.role.given.shape_cost(self.index)
+
+
+@dataclass(slots=True, eq=False)
+class _Band:
+    """A ratio band; amounts are in 1/``parts`` of a unit of its service."""
+
+    given: RatioBand
+    above: _Role
+    below: _Role
+    parts: int
+    low: int
+    high: int | None
+    now: int = 0
+    """Sum of the amounts over the running groups."""
+
+    def amount(self, delivered: Mapping[_Role, int]) -> int:
+        """How far the band is broken, in capacity of its numerator."""
+        above, below = delivered.get(self.above, 0), delivered.get(self.below, 0)
+        amount = max(0, self.low * below - self.parts * above)
+        if self.high is not None:
+            amount = max(amount, self.parts * above - self.high * below)
+        return amount
+
+
+class _Kinds(dict[tuple[str, str], _Kind]):
+    """The shapes of a service's roles by (role, shape), each made when it is first met."""
+
+    def __init__(self, service: _Service) -> None:
+        self.service = service
+
+    def __missing__(self, key: tuple[str, str]) -> _Kind:
+        role = self.service.roles[key[0]]
+        index = role.given.shape_index[key[1]]
+        given = role.given.shapes[index]
+        pods, units = given.pod_list, self.service.units(given.capacity)
+        level = NODE_LEVEL if len(pods) == 1 else given.level or self.service.finest
+        return self.setdefault(key, _Kind(role, given, index, pods, given.gpus, units, level))
+
+
+class _Service:
+    def __init__(self, number: int, given: Service, finest: str) -> None:
+        self.number = number
+        self.given = given
+        self.finest = finest
+        self.required = given.affinity.required
+        self.preferred = given.affinity.preferred
+        self.scale = lcm(
+            *(
+                number.denominator
+                for role in given.roles.values()
+                for number in (role.target, role.min, *(each.capacity for each in role.shapes))
+            )
+        )
+        self.roles = {
+            name: _Role(
+                given.name, name, role, self.scale, self.units(role.target), self.units(role.min)
+            )
+            for name, role in given.roles.items()
+        }
+        self.bands = [self._band(band) for band in given.ratios]
+        self.kinds = _Kinds(self)
+        self.groups = 0
+
+    def units(self, capacity: Fraction) -> int:
+        return capacity.numerator * (self.scale // capacity.denominator)
+
+    def _band(self, given: RatioBand) -> _Band:
+        low, high = given.min, given.max
+        parts = lcm(low.denominator, 1 if high is None else high.denominator)
+        return _Band(
+            given,
+            self.roles[given.numerator],
+            self.roles[given.denominator],
+            parts,
+            low.numerator * (parts // low.denominator),
+            None if high is None else high.numerator * (parts // high.denominator),
+        )
+
+    def missing(self, delivered: Mapping[_Role, int]) -> set[str]:
+        """Roles that a group which delivers anything lacks."""
+        if not any(delivered.values()):
+            return set()
+        return {name for name, role in self.roles.items() if not delivered.get(role)}
+
+
+@dataclass(slots=True, eq=False)
+class _Placed:
+    """An instance with the numbers of its pods' nodes."""
+
+    kind: _Kind
+    nodes: Sequence[int]
+    gpus: Sequence[int]
+    times: int = 1
+    """How often a plan's group lists the same object."""
+
+    @property
+    def whole(self) -> bool:
+        """Whether all pods are placed; a part of an instance delivers nothing."""
+        return len(self.nodes) == len(self.kind.pods)
+
+
+@dataclass(slots=True, eq=False)
+class _Running:
+    """A deployment group that runs."""
+
+    number: int
+    name: str
+    service: _Service
+    domain: str | None
+    instances: tuple[RunningInstance, ...]
+    kinds: list[_Kind] = field(default_factory=list)
+    ready: int = 0
+    now: Delivered = field(default_factory=dict)
+    homes: set[str] = field(default_factory=set)
+    numbers: dict[str, int] | None = None
+    compared: tuple[PlacedInstance, ...] | None = None
+
+    @property
+    def draining(self) -> int:
+        return len(self.instances) - self.ready
+
+    def numbered(self) -> dict[str, int]:
+        if self.numbers is None:
+            self.numbers = {str(each.name): place for place, each in enumerate(self.instances)}
+        return self.numbers
+
+    def is_ready(self, number: int) -> bool:
+        return self.instances[number].state == "ready"
+
+    def stays(self, kept: Sequence[PlacedInstance]) -> bool:
+        """Whether a list names nothing, or all that runs and just as it runs."""
+        if not kept or kept is self.compared:
+            return True
+        if len(kept) != len(self.instances):
+            return False
+        immutable = type(kept) is tuple
+        for entry, running, kind in zip(kept, self.instances, self.kinds, strict=True):
+            if (
+                entry.name != running.name
+                or entry.role != running.role
+                or entry.shape != running.shape
+            ):
+                return False
+            pods = entry.pods
+            immutable = immutable and type(entry) is PlacedInstance and type(pods) is tuple
+            if pods:
+                if len(pods) != len(kind.pods):
+                    return False
+                for pod, node, (_, gpus) in zip(pods, running.nodes, kind.pods, strict=True):
+                    if pod.node != node or pod.gpus != gpus:
+                        return False
+                    immutable = immutable and type(pod) is PlacedPod
+        if immutable:
+            self.compared = tuple(kept)
+        return True
+
+
+class _Now:
+    """The running state and what it is worth."""
+
+    def __init__(self, instance: Instance) -> None:
+        self.instance = instance
+        self.nodes = instance.nodes
+        self.index = instance.node_index
+        self.limit = [node.gpus - node.reserved for node in instance.nodes]
+        self._places: dict[str, list[str]] = {}
+        self._domains: dict[str, set[str]] = {}
+        self.tier = self._tiers()
+        self.services = {
+            service.name: _Service(number, service, instance.levels[-1])
+            for number, service in enumerate(instance.services)
+        }
+        self.classes: dict[int, list[_Role]] = {priority: [] for priority in instance.priorities}
+        for service in self.services.values():
+            self.classes[service.given.priority].extend(service.roles.values())
+        self.used = [0] * len(instance.nodes)
+        """GPUs of what runs, by node."""
+        self.on_tier = [0, 0, 0]
+        self.counts: dict[_Kind, int] = defaultdict(int)
+        """Delivering instances."""
+        self.spill = 0
+        self.outside = 0
+        """GPUs of ready instances outside their group's domain."""
+        self.split = 0
+        """GPUs of ready instances that are split over domains."""
+        self.lacking = 0
+        """GPUs of the preferred shapes of the roles that groups lack."""
+        self.oversize = 0
+        """Instances over the size limit of their group."""
+        self.groups: dict[str, _Running] = {}
+        for number, running in enumerate(instance.running):
+            service = self.services[running.service]
+            group = _Running(number, running.name, service, running.domain, running.instances)
+            self._read(group)
+            self.groups[running.name] = group
+        self.over = sum(
+            used - limit for used, limit in zip(self.used, self.limit, strict=True) if used > limit
+        )
+        self.shape_cost = _sum((count, kind.cost) for kind, count in self.counts.items())
+
+    def places(self, level: str) -> list[str]:
+        """Domain of every node at a level."""
+        found = self._places.get(level)
+        if found is None:
+            found = [node.domains[level] for node in self.nodes]
+            self._places[level] = found
+        return found
+
+    def domains(self, level: str) -> set[str]:
+        """All domains of a level."""
+        found = self._domains.get(level)
+        if found is None:
+            found = set(self.places(level))
+            self._domains[level] = found
+        return found
+
+    def _tiers(self) -> list[int]:
+        """RDMA tier of every node."""
+        levels = self.instance.rdma_levels
+        tier = [0] * len(self.nodes)
+        for level, rank in ((levels.upper, 1), (levels.lower, 2)):
+            if level is None:
+                continue
+            places = self.places(level)
+            types: dict[str, str] = {}
+            mixed: set[str] = set()
+            for place, node in zip(places, self.nodes, strict=True):
+                if node.gpus and types.setdefault(place, node.gpu_type) != node.gpu_type:
+                    mixed.add(place)
+            if mixed:
+                tier = [
+                    rank if place in mixed else old for place, old in zip(places, tier, strict=True)
+                ]
+        return tier
+
+    def _read(self, group: _Running) -> None:
+        service, index, used = group.service, self.index, self.used
+        if group.domain is None and service.required is not None:
+            group.domain = self._main_domain(group, service.required)
+        domain, tier, on_tier, of_kind = group.domain, self.tier, self.on_tier, service.kinds
+        required = None if service.required is None else self.places(service.required)
+        preferred = None if service.preferred is None else self.places(service.preferred)
+        measured: dict[str | None, int] = {}
+        delivering: dict[str | None, int] = {}
+        counts: dict[_Kind, int] = {}
+        home: str | None
+        for each in group.instances:
+            kind = of_kind[each.role, each.shape]
+            group.kinds.append(kind)
+            ready = each.state == "ready"
+            if ready:
+                counts[kind] = counts.get(kind, 0) + 1
+            if len(each.nodes) == 1:
+                node, gpus = index[each.nodes[0]], kind.gpus
+                used[node] += gpus
+                if ready:
+                    on_tier[tier[node]] += gpus
+                    if required is not None and required[node] != domain:
+                        self.outside += gpus
+                if preferred is None:
+                    continue
+                home = preferred[node]
+            else:
+                nodes = [index[name] for name in each.nodes]
+                for node, (_, gpus) in zip(nodes, kind.pods, strict=True):
+                    used[node] += gpus
+                    if ready:
+                        on_tier[tier[node]] += gpus
+                if ready and not self.inside(nodes, service.required, domain):
+                    self.outside += kind.gpus
+                if ready and not self.in_one_domain(nodes, kind.level):
+                    self.split += kind.gpus
+                if service.preferred is None:
+                    continue
+                home = self.domain(nodes, service.preferred)
+            measured[home] = measured.get(home, 0) + kind.gpus
+            if ready:
+                delivering[home] = delivering.get(home, 0) + kind.gpus
+        if measured:
+            group.homes = _most(measured)
+            self.spill += sum(gpus for at, gpus in delivering.items() if at not in group.homes)
+        self._count(group, counts)
+
+    def _count(self, group: _Running, counts: dict[_Kind, int]) -> None:
+        service, now = group.service, group.now
+        for kind, count in counts.items():
+            self.counts[kind] += count
+            role = kind.role
+            units = count * kind.units
+            now[role] = now.get(role, 0) + units
+            role.now += units
+            role.grain = gcd(role.grain, kind.units)
+            group.ready += count
+        for band in service.bands:
+            band.now += band.amount(now)
+        if len(now) < len(service.roles):
+            for name in service.missing(now):
+                self.lacking += service.given.roles[name].shapes[0].gpus
+        service.groups += 1
+        most = service.given.limits.max_instances_per_group
+        if most is not None:
+            self.oversize += max(0, group.ready - most)
+
+    def _main_domain(self, group: _Running, level: str) -> str:
+        """The domain that holds most of a running group's GPUs; of equal ones the first name."""
+        places = self.places(level)
+        gpus: dict[str, int] = defaultdict(int)
+        for each in group.instances:
+            pods = group.service.kinds[each.role, each.shape].pods
+            for name, (_, count) in zip(each.nodes, pods, strict=True):
+                gpus[places[self.index[name]]] += count
+        return max(sorted(gpus), key=lambda domain: gpus[domain])
+
+    def placed(self, group: _Running, each: RunningInstance, kind: _Kind) -> _Placed:
+        """A running instance."""
+        return _Placed(
+            kind, [self.index[name] for name in each.nodes], [gpus for _, gpus in kind.pods]
+        )
+
+    def inside(self, nodes: Sequence[int], level: str | None, domain: str | None) -> bool:
+        if level is None:
+            return True
+        places = self.places(level)
+        return all(places[node] == domain for node in nodes)
+
+    def in_one_domain(self, nodes: Sequence[int], level: str) -> bool:
+        if len(nodes) <= 1:
+            return True
+        if level == NODE_LEVEL:
+            return len(set(nodes)) <= 1
+        return self.domain(nodes, level) is not None
+
+    def domain(self, nodes: Sequence[int], level: str) -> str | None:
+        """The one domain of a level that holds all nodes, if there is one."""
+        if not nodes:
+            return None
+        places = self.places(level)
+        first = places[nodes[0]]
+        if len(nodes) > 1 and any(places[node] != first for node in nodes):
+            return None
+        return first
+
+
+def _most(gpus: dict[str | None, int]) -> set[str]:
+    """The domains that hold most."""
+    held = {domain: count for domain, count in gpus.items() if domain is not None}
+    most = max(held.values(), default=0)
+    return {domain for domain, count in held.items() if count == most}
 
 
 # --------------------------------------------------------------------------------------------
@@ -127,534 +592,517 @@ def _evaluation(state: _State) -> Evaluation:
 # --------------------------------------------------------------------------------------------
 
 
-@dataclass(slots=True)
-class _Placed:
-    """An instance with its pods' nodes, after name resolution."""
-
-    name: str
-    role: str
-    shape: Shape
-    nodes: tuple[Node, ...]
-    gpus: tuple[int, ...]
-    given: PlacedInstance | None = None
-
-    @property
-    def total(self) -> int:
-        return sum(self.gpus)
-
-    @property
-    def whole(self) -> bool:
-        """Whether all pods are placed; a part of an instance delivers nothing."""
-        return len(self.nodes) == len(self.shape.pod_list)
-
-
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Group:
-    """A deployment group before and after."""
+    """A deployment group that the plan opens, changes, or describes otherwise than it runs."""
 
     name: str
-    service: Service
+    service: _Service
     domain: str | None
-    new: bool
-    ready: list[_Placed] = field(default_factory=list)
-    draining: list[_Placed] = field(default_factory=list)
-    added: list[_Placed] = field(default_factory=list)
-    kept: list[_Placed] = field(default_factory=list)
-    removed: list[_Placed] = field(default_factory=list)
-    moved: list[_Placed] = field(default_factory=list)
-    listed: Counter[str] = field(default_factory=Counter)
-    given: PlanGroup | None = None
-    now: dict[str, Fraction] = field(default_factory=dict)
-    after: dict[str, Fraction] = field(default_factory=dict)
+    running: _Running | None
+    given: PlanGroup
+    added: Sequence[_Placed] = ()
+    moved: Sequence[_Placed] = ()
+    distinct: Sequence[_Placed] = ()
+    """The added and moved ones, each object once."""
+    removed: Sequence[int] = ()
+    """Numbers of running instances, as in the next four."""
+    left: Sequence[int] = ()
+    """Those that are moved."""
+    gone: Sequence[int] = ()
+    """Ready ones that are no longer where they ran."""
+    listed: Mapping[int, int] = field(default_factory=dict)
+    """How often the plan lists each."""
+    entries: Mapping[int, PlacedInstance] = field(default_factory=dict)
+    """The last entry of each."""
+    now: Mapping[_Role, int] = field(default_factory=dict)
+    after: Mapping[_Role, int] = field(default_factory=dict)
+    size: int = 0
+    """Delivering instances."""
 
-    def delivering(self) -> Iterator[_Placed]:
-        yield from self.kept
-        for each in (*self.moved, *self.added):
-            if each.whole:
-                yield each
+    @property
+    def new(self) -> bool:
+        return self.running is None
+
+    @property
+    def ready(self) -> int:
+        """Instances that deliver now."""
+        return 0 if self.running is None else self.running.ready
+
+    @property
+    def holds_instances(self) -> bool:
+        return self.size > 0 or (self.running is not None and self.running.draining > 0)
 
 
-class _State:
-    def __init__(self, instance: Instance, plan: Plan) -> None:
-        self.instance = instance
-        self.nodes = {node.name: node for node in instance.nodes}
-        self.services = {service.name: service for service in instance.services}
-        self.groups: dict[str, _Group] = {}
-        for running in instance.running:
-            service = self.services[running.service]
-            group = _Group(running.name, service, running.domain, new=False)
-            for each in running.instances:
-                role = service.roles[each.role]
-                shape = role.shapes[role.shape_index[each.shape]]
-                placed = _Placed(
-                    str(each.name),
-                    each.role,
-                    shape,
-                    tuple(self.nodes[name] for name in each.nodes),
-                    tuple(gpus for _, gpus in shape.pod_list),
-                )
-                (group.ready if each.state == "ready" else group.draining).append(placed)
-            if group.domain is None and service.affinity.required is not None:
-                group.domain = _main_domain(group, service.affinity.required)
-            self.groups[running.name] = group
-        self.now: dict[tuple[str, str], Fraction] = defaultdict(Fraction)
-        for group in self.groups.values():
-            group.now = _delivered(group.ready)
-            for name, capacity in group.now.items():
-                self.now[group.service.name, name] += capacity
+class _After:
+    """The state after a plan, as its difference from the running state."""
+
+    def __init__(self, now: _Now, plan: Plan) -> None:
+        self.now = now
+        changed: list[_Group] = []
+        opened: list[_Group] = []
         seen: set[str] = set()
         for index, given in enumerate(plan.groups):
-            path = f"groups[{index}]"
-            if given.name in seen:
+            name = given.name
+            if name in seen:
                 raise InputError(
-                    f"{path}.name", f"{given.name!r} is named twice; merge the entries"
+                    f"groups[{index}].name", f"{name!r} is named twice; merge the entries"
                 )
-            seen.add(given.name)
-            self._read_group(path, given)
-        for group in self.groups.values():
-            gone = {each.name for each in (*group.removed, *group.moved)}
-            group.kept = [each for each in group.ready if each.name not in gone]
-        self.after: dict[tuple[str, str], Fraction] = defaultdict(Fraction)
-        self._by_service: dict[str, list[_Group]] = defaultdict(list)
-        for group in self.groups.values():
-            self._by_service[group.service.name].append(group)
-            unchanged = len(group.kept) == len(group.ready) and not (group.added or group.moved)
-            group.after = group.now if unchanged else _delivered(group.delivering())
-            for name, capacity in group.after.items():
-                self.after[group.service.name, name] += capacity
-        self.tiers = _tiers(instance)
+            seen.add(name)
+            running = now.groups.get(name)
+            if not (
+                running is not None
+                and not (given.new or given.added or given.removed or given.moved)
+                and given.service == running.service.given.name
+                and (given.domain is None or given.domain == running.domain)
+                and running.stays(given.kept)
+            ):
+                group = self._read(f"groups[{index}]", given, running)
+                (opened if group.running is None else changed).append(group)
+        changed.sort(key=_place)
+        self.groups = [*changed, *opened]
+        self.arrivals = [(group, placed) for group in self.groups for placed in group.distinct]
+        """Every added or moved instance with its group, each object once."""
+        self.arriving: dict[int, int] = {}
+        """GPUs of what arrives, by node."""
+        for _, placed in self.arrivals:
+            for node, gpus in zip(placed.nodes, placed.gpus, strict=True):
+                self.arriving[node] = self.arriving.get(node, 0) + placed.times * gpus
+        self.freed: dict[int, int] = {}
+        """GPUs of what leaves, by node."""
+        self.departures: list[tuple[_Group, _Placed]] = []
+        self.delivered: Delivered = {}
+        """Of the roles that the plan's groups change."""
+        of_service: dict[_Service, list[_Group]] = defaultdict(list)
+        for group in self.groups:
+            of_service[group.service].append(group)
+            self._settle(group)
+        self.of_service = dict(sorted(of_service.items(), key=lambda item: item[0].number))
+        """Groups of the services that the plan changes."""
 
-    def _read_group(self, path: str, given: PlanGroup) -> None:
-        service = self.services.get(given.service)
+    def _read(self, path: str, given: PlanGroup, running: _Running | None) -> _Group:
+        service = self.now.services.get(given.service)
         if service is None:
             raise InputError(f"{path}.service", f"unknown service {given.service!r}")
         if given.new:
-            if given.name in self.groups:
+            if running is not None:
                 raise InputError(
                     f"{path}.name", f"{given.name!r} runs already; a new group needs a new name"
                 )
             if given.kept or given.removed or given.moved:
                 raise InputError(path, "a new group has only added instances")
-            group = _Group(given.name, service, given.domain, new=True)
-            self.groups[given.name] = group
+            group = _Group(given.name, service, given.domain, None, given)
         else:
-            known = self.groups.get(given.name)
-            if known is None or known.new:
+            if running is None:
                 raise InputError(
                     f"{path}.name", f"no running group {given.name!r}; set new to true to open it"
                 )
-            group = known
-            if group.service is not service:
+            if running.service is not service:
                 raise InputError(
-                    f"{path}.service", f"{given.name!r} belongs to {group.service.name!r}"
+                    f"{path}.service", f"{given.name!r} belongs to {running.service.given.name!r}"
                 )
-        group.given = given
-        for index, added in enumerate(given.added):
-            group.added.append(self._resolve(f"{path}.added[{index}]", service, added))
-        ready = {placed.name: placed for placed in group.ready}
-        draining = {placed.name: placed for placed in group.draining}
+            group = _Group(given.name, service, running.domain, running, given)
+        group.added, group.distinct = self._resolved(f"{path}.added", service, given.added)
+        if running is not None and (given.removed or given.moved or not running.stays(given.kept)):
+            self._read_running(path, group, running)
+        return group
+
+    def _read_running(self, path: str, group: _Group, running: _Running) -> None:
+        numbers, given = running.numbered(), group.given
+        moved: list[_Placed] = []
+        removed: list[int] = []
+        left: list[int] = []
+        listed: dict[int, int] = {}
+        last: dict[int, PlacedInstance] = {}
         for kind in ("kept", "removed", "moved"):
             entries: tuple[PlacedInstance | MovedInstance, ...] = getattr(given, kind)
-            for index, entry in enumerate(entries):
-                name = entry.name or ""
-                running = ready.get(name) or draining.get(name)
-                if running is None:
+            for place, entry in enumerate(entries):
+                number = numbers.get(entry.name or "")
+                if number is None:
                     raise InputError(
-                        f"{path}.{kind}[{index}].name",
+                        f"{path}.{kind}[{place}].name",
                         f"no running instance {entry.name!r} in {given.name!r}",
                     )
-                if (running.role, running.shape.name) != (entry.role, entry.shape):
+                each = running.instances[number]
+                if entry.role != each.role or entry.shape != each.shape:
                     raise InputError(
-                        f"{path}.{kind}[{index}]",
-                        f"{entry.name!r} runs as {running.role}/{running.shape.name}",
+                        f"{path}.{kind}[{place}]",
+                        f"{entry.name!r} runs as {each.role}/{each.shape}",
                     )
-                group.listed[name] += 1
-                running.given = entry
+                listed[number] = listed.get(number, 0) + 1
+                last[number] = entry
                 if kind == "removed":
-                    group.removed.append(running)
+                    removed.append(number)
                 elif kind == "moved":
-                    group.moved.append(self._resolve(f"{path}.moved[{index}]", service, entry))
+                    at = f"{path}.moved[{place}]"
+                    moved.append(self._placed(at, running.kinds[number], entry))
+                    left.append(number)
+        group.moved, group.removed, group.left = moved, removed, left
+        group.listed, group.entries = listed, last
+        group.distinct = [*group.distinct, *moved]
+        group.gone = sorted(number for number in {*removed, *left} if running.is_ready(number))
 
-    def _resolve(self, path: str, service: Service, given: PlacedInstance) -> _Placed:
-        role = service.roles.get(given.role)
+    def _resolved(
+        self, path: str, service: _Service, entries: Sequence[PlacedInstance]
+    ) -> tuple[list[_Placed], list[_Placed]]:
+        """Added instances, all and each object once."""
+        kinds, index = service.kinds, self.now.index
+        found: list[_Placed] = []
+        # A plan of this package shares equal instances; what is the same object is read once.
+        known: dict[int, _Placed] = {}
+        for place, given in enumerate(entries):
+            placed = known.get(id(given))
+            if placed is not None:
+                placed.times += 1
+                found.append(placed)
+                continue
+            kind = kinds.get((given.role, given.shape))
+            if kind is None:
+                kind = self._kind(f"{path}[{place}]", service, given)
+            pods = given.pods
+            node = index.get(pods[0].node) if len(pods) == 1 else None
+            if node is None:
+                placed = self._placed(f"{path}[{place}]", kind, given)
+            else:
+                placed = _Placed(kind, (node,), (pods[0].gpus,))
+            known[id(given)] = placed
+            found.append(placed)
+        return found, list(known.values())
+
+    def _kind(self, path: str, service: _Service, given: PlacedInstance) -> _Kind:
+        role = service.given.roles.get(given.role)
         if role is None:
-            raise InputError(f"{path}.role", f"unknown role {given.role!r} of {service.name!r}")
+            raise InputError(
+                f"{path}.role", f"unknown role {given.role!r} of {service.given.name!r}"
+            )
         if given.shape not in role.shape_index:
             raise InputError(f"{path}.shape", f"unknown shape {given.shape!r} of {given.role!r}")
+        return service.kinds[given.role, given.shape]
+
+    def _placed(self, path: str, kind: _Kind, given: PlacedInstance) -> _Placed:
         nodes = []
-        for index, pod in enumerate(given.pods):
-            if pod.node not in self.nodes:
-                raise InputError(f"{path}.pods[{index}].node", f"unknown node {pod.node!r}")
-            nodes.append(self.nodes[pod.node])
-        return _Placed(
-            given.name or "",
-            given.role,
-            role.shapes[role.shape_index[given.shape]],
-            tuple(nodes),
-            tuple(pod.gpus for pod in given.pods),
-            given,
-        )
+        for place, pod in enumerate(given.pods):
+            node = self.now.index.get(pod.node)
+            if node is None:
+                raise InputError(f"{path}.pods[{place}].node", f"unknown node {pod.node!r}")
+            nodes.append(node)
+        return _Placed(kind, nodes, [pod.gpus for pod in given.pods])
 
-    def placed_now(self) -> Iterator[tuple[_Group, _Placed]]:
-        """Every added or moved instance with its group."""
-        for group in self.groups.values():
+    def _settle(self, group: _Group) -> None:
+        """Work out what a group delivers, and what it frees."""
+        running = group.running
+        change: Delivered = {}
+        if running is not None:
+            group.now = running.now
+            group.size = running.ready - len(group.gone)
+            for number in group.gone:
+                kind = running.kinds[number]
+                placed = self.now.placed(running, running.instances[number], kind)
+                self.departures.append((group, placed))
+                change[kind.role] = change.get(kind.role, 0) - kind.units
+                for node, gpus in zip(placed.nodes, placed.gpus, strict=True):
+                    self.freed[node] = self.freed.get(node, 0) + gpus
+        for placed in group.distinct:
+            kind = placed.kind
+            if len(placed.nodes) == len(kind.pods):
+                change[kind.role] = change.get(kind.role, 0) + placed.times * kind.units
+                group.size += placed.times
+        after = dict(group.now)
+        group.after = after
+        for role, units in change.items():
+            after[role] = after.get(role, 0) + units
+            self.delivered[role] = self.delivered.get(role, role.now) + units
+
+    def staying(self, node: int) -> int:
+        """GPUs of what stays on a node."""
+        return self.now.used[node] - self.freed.get(node, 0)
+
+    def group_count(self, service: _Service) -> int:
+        """Groups of a service that hold an instance."""
+        count = service.groups
+        for group in self.of_service.get(service, ()):
+            count += group.holds_instances - (group.running is not None)
+        return count
+
+
+def _place(group: _Group) -> int:
+    return -1 if group.running is None else group.running.number
+
+
+# --------------------------------------------------------------------------------------------
+# Constraints: what a plan leaves as it is breaks none
+# --------------------------------------------------------------------------------------------
+
+
+def _in_order(
+    groups: Iterable[_Group], found: dict[_Placed, list[Violation]]
+) -> Iterator[Violation]:
+    """What was found of each instance, in the order and as often as the plan lists it."""
+    if found:
+        for group in groups:
             for placed in (*group.added, *group.moved):
-                yield group, placed
-
-    def of_service(self, service: Service) -> list[_Group]:
-        return self._by_service[service.name]
-
-    @cached_property
-    def before(self) -> Counter[str]:
-        """GPUs per node of what runs now."""
-        return self._used("ready", "draining")
-
-    @cached_property
-    def staying(self) -> Counter[str]:
-        """GPUs per node of what stays."""
-        return self._used("kept", "draining")
-
-    @cached_property
-    def arriving(self) -> Counter[str]:
-        """GPUs per node of what arrives."""
-        return self._used("added", "moved")
-
-    def _used(self, *kinds: str) -> Counter[str]:
-        used: dict[str, int] = defaultdict(int)
-        for group in self.groups.values():
-            for kind in kinds:
-                placed: _Placed
-                for placed in getattr(group, kind):
-                    for node, gpus in zip(placed.nodes, placed.gpus, strict=True):
-                        used[node.name] += gpus
-        return Counter(used)
+                yield from found.get(placed, ())
 
 
-def _main_domain(group: _Group, level: str) -> str:
-    """The domain that holds most of a running group's GPUs; the first such in the file."""
-    gpus: Counter[str] = Counter()
-    for placed in (*group.ready, *group.draining):
-        for node, count in zip(placed.nodes, placed.gpus, strict=True):
-            gpus[node.domains[level]] += count
-    return max(sorted(gpus), key=lambda domain: gpus[domain])
-
-
-def _tiers(instance: Instance) -> dict[str, str]:
-    """RDMA tier of every node by name."""
-    levels = instance.rdma_levels
-    types: dict[tuple[str, str], set[str]] = defaultdict(set)
-    for node in instance.nodes:
-        if node.gpus:
-            for level in (levels.lower, levels.upper):
-                if level is not None:
-                    types[level, node.domains[level]].add(node.gpu_type)
-    tiers = {}
-    for node in instance.nodes:
-        if len(types[levels.lower, node.domains[levels.lower]]) > 1:
-            tiers[node.name] = "high"
-        elif levels.upper is not None and len(types[levels.upper, node.domains[levels.upper]]) > 1:
-            tiers[node.name] = "medium"
-        else:
-            tiers[node.name] = "low"
-    return tiers
-
-
-def _in_one_domain(nodes: Sequence[Node], level: str) -> bool:
-    if len(nodes) <= 1:
-        return True
-    if level == NODE_LEVEL:
-        return len({node.name for node in nodes}) <= 1
-    return len({node.domains[level] for node in nodes}) <= 1
-
-
-def _shape_level(shape: Shape, instance: Instance) -> str:
-    if len(shape.pod_list) == 1:
-        return NODE_LEVEL
-    return shape.level or instance.levels[-1]
-
-
-def _inside(placed: _Placed, level: str | None, domain: str | None) -> bool:
-    return level is None or all(node.domains[level] == domain for node in placed.nodes)
-
-
-# --------------------------------------------------------------------------------------------
-# Constraints
-# --------------------------------------------------------------------------------------------
-
-
-def _capacity(state: _State) -> Iterator[Violation]:
+def _capacity(after: _After) -> Iterator[Violation]:
     """What is placed on a node fits its free GPUs of its type."""
-    arriving: Counter[str] = Counter()
-    for group, placed in state.placed_now():
-        wanted = placed.shape.pod_list
-        for index, (node, gpus) in enumerate(zip(placed.nodes, placed.gpus, strict=True)):
-            arriving[node.name] += gpus
-            if index >= len(wanted):
-                continue
-            gpu_type, needed = wanted[index]
+    nodes = after.now.nodes
+    found: dict[_Placed, list[Violation]] = {}
+    for group, placed in after.arrivals:
+        kind = placed.kind
+        for number, gpus, (gpu_type, needed) in zip(
+            placed.nodes, placed.gpus, kind.pods, strict=False
+        ):
+            node = nodes[number]
             if node.gpu_type != gpu_type:
-                yield Violation(
-                    constraint="capacity",
-                    subject=node.name,
-                    message=f"{group.name}: a {placed.role} pod needs {gpu_type}, "
-                    f"the node has {node.gpu_type}",
+                message = (
+                    f"{group.name}: a {kind.role.name} pod needs {gpu_type}, "
+                    f"the node has {node.gpu_type}"
+                )
+                found.setdefault(placed, []).append(
+                    Violation(constraint="capacity", subject=node.name, message=message)
                 )
             if gpus != needed:
-                yield Violation(
-                    constraint="capacity",
-                    subject=node.name,
-                    message=f"{group.name}: a {placed.role} pod of shape {placed.shape.name} "
-                    f"takes {needed} GPUs, the plan says {gpus}",
+                message = (
+                    f"{group.name}: a {kind.role.name} pod of shape {kind.shape.name} "
+                    f"takes {needed} GPUs, the plan says {gpus}"
                 )
-    staying = state.staying
-    for name in arriving:
-        node = state.nodes[name]
+                found.setdefault(placed, []).append(
+                    Violation(constraint="capacity", subject=node.name, message=message)
+                )
+    yield from _in_order(after.groups, found)
+    for number, gpus in after.arriving.items():
+        node = nodes[number]
         if not node.schedulable:
-            yield Violation(constraint="capacity", subject=name, message="the node is cordoned")
-        total, limit = staying[name] + arriving[name], node.gpus - node.reserved
+            yield Violation(
+                constraint="capacity", subject=node.name, message="the node is cordoned"
+            )
+        total, limit = after.staying(number) + gpus, after.now.limit[number]
         if total > limit:
             yield Violation(
                 constraint="capacity",
-                subject=name,
+                subject=node.name,
                 message=f"{total} GPUs in use, {limit} of {node.gpus} can be used",
             )
 
 
-def _colocation(state: _State) -> Iterator[Violation]:
+def _colocation(after: _After) -> Iterator[Violation]:
     """Every instance of a group lies in the group's domain."""
-    known = {
-        (level, domain) for node in state.instance.nodes for level, domain in node.domains.items()
-    }
-    for group in state.groups.values():
-        level = group.service.affinity.required
-        given = group.given
+    now = after.now
+    for group in after.groups:
+        level, domain = group.service.required, group.domain
+        stated = group.given.domain
         if group.new:
-            if (level is None) != (group.domain is None) or (
-                level is not None and (level, group.domain) not in known
+            if (level is None) != (domain is None) or (
+                level is not None and domain not in now.domains(level)
             ):
                 yield Violation(
                     constraint="colocation",
                     subject=group.name,
-                    message=f"its domain {group.domain!r} is not a domain of the required level "
+                    message=f"its domain {domain!r} is not a domain of the required level "
                     f"{level!r}",
                 )
                 continue
-        elif given is not None and given.domain is not None and given.domain != group.domain:
+        elif stated is not None and stated != domain:
             yield Violation(
                 constraint="colocation",
                 subject=group.name,
-                message=f"the group is bound to {group.domain!r}, the plan says {given.domain!r}",
+                message=f"the group is bound to {domain!r}, the plan says {stated!r}",
             )
-        for placed in (*group.added, *group.moved):
-            if not _inside(placed, level, group.domain):
-                yield Violation(
-                    constraint="colocation",
-                    subject=group.name,
-                    message=f"a {placed.role} instance lies outside {level} {group.domain!r}",
-                )
+        if level is None:
+            continue
+        places = now.places(level)
+        found: dict[_Placed, list[Violation]] = {}
+        for placed in group.distinct:
+            for node in placed.nodes:
+                if places[node] != domain:
+                    message = f"a {placed.kind.role.name} instance lies outside {level} {domain!r}"
+                    found[placed] = [
+                        Violation(constraint="colocation", subject=group.name, message=message)
+                    ]
+        yield from _in_order([group], found)
 
 
-def _integrity(state: _State) -> Iterator[Violation]:
+def _integrity(after: _After) -> Iterator[Violation]:
     """The pods of one instance lie in one domain of the shape's level, all or none."""
-    for group, placed in state.placed_now():
-        wanted = placed.shape.pod_list
-        level = _shape_level(placed.shape, state.instance)
-        if len(placed.nodes) != len(wanted):
-            message = f"a {placed.role} instance has {len(placed.nodes)} of {len(wanted)} pods"
-        elif not _in_one_domain(placed.nodes, level):
-            message = f"a {placed.role} instance is split over several domains of level {level}"
+    found: dict[_Placed, list[Violation]] = {}
+    for group, placed in after.arrivals:
+        kind, nodes = placed.kind, placed.nodes
+        wanted = len(kind.pods)
+        if len(nodes) != wanted:
+            message = f"a {kind.role.name} instance has {len(nodes)} of {wanted} pods"
+        elif wanted > 1 and not after.now.in_one_domain(nodes, kind.level):
+            message = (
+                f"a {kind.role.name} instance is split over several domains of level {kind.level}"
+            )
         else:
             continue
-        yield Violation(constraint="integrity", subject=group.name, message=message)
+        found[placed] = [Violation(constraint="integrity", subject=group.name, message=message)]
+    yield from _in_order(after.groups, found)
 
 
-def _delivered(placed: Iterable[_Placed]) -> dict[str, Fraction]:
-    # Equal instances are counted first: exact fractions are slow to add one by one.
-    counts: Counter[tuple[str, int]] = Counter()
-    shapes: dict[tuple[str, int], Shape] = {}
-    for each in placed:
-        key = (each.role, id(each.shape))
-        counts[key] += 1
-        shapes[key] = each.shape
-    total: dict[str, Fraction] = defaultdict(Fraction)
-    for key, count in counts.items():
-        total[key[0]] += count * shapes[key].capacity
-    return total
-
-
-def _band_amounts(service: Service, delivered: dict[str, Fraction]) -> list[Fraction]:
-    """How far each band is broken, in capacity of its numerator."""
-    amounts = []
-    for band in service.ratios:
-        above, below = delivered.get(band.numerator, ZERO), delivered.get(band.denominator, ZERO)
-        amount = max(ZERO, band.min * below - above)
-        if band.max is not None:
-            amount = max(amount, above - band.max * below)
-        amounts.append(amount)
-    return amounts
-
-
-def _missing(service: Service, delivered: dict[str, Fraction]) -> set[str]:
-    if not any(delivered.values()):
-        return set()
-    return {role for role in service.roles if not delivered.get(role)}
-
-
-def _ratio(state: _State) -> Iterator[Violation]:
+def _ratio(after: _After) -> Iterator[Violation]:
     """Every group's delivered capacities are inside the band."""
-    for group in state.groups.values():
-        now, after = group.now, group.after
-        if now is after:
+    for group in after.groups:
+        service = group.service
+        if group.after == group.now:
             continue
-        for role in sorted(_missing(group.service, after) - _missing(group.service, now)):
+        for role in sorted(service.missing(group.after) - service.missing(group.now)):
             yield Violation(
                 constraint="ratio",
                 subject=group.name,
                 message=f"the group delivers, but has no {role}",
             )
-        before = _band_amounts(group.service, now)
-        for band, old, new in zip(
-            group.service.ratios, before, _band_amounts(group.service, after), strict=True
-        ):
-            if new > old:
-                top = "" if band.max is None else f" to {float(band.max):g}"
+        for band in service.bands:
+            if band.amount(group.after) > band.amount(group.now):
+                above, below = (
+                    Fraction(group.after.get(role, 0), service.scale)
+                    for role in (band.above, band.below)
+                )
+                low, high = band.given.min, band.given.max
+                top = "" if high is None else f" to {float(high):g}"
                 yield Violation(
                     constraint="ratio",
                     subject=group.name,
-                    message=f"{band.numerator} : {band.denominator} is "
-                    f"{float(after.get(band.numerator, ZERO)):g} : "
-                    f"{float(after.get(band.denominator, ZERO)):g}, "
-                    f"the band is {float(band.min):g}{top}",
+                    message=f"{band.given.numerator} : {band.given.denominator} is "
+                    f"{float(above):g} : {float(below):g}, the band is {float(low):g}{top}",
                 )
 
 
-def _target(state: _State) -> Iterator[Violation]:
+def _target(after: _After) -> Iterator[Violation]:
     """A role delivers no more than its target needs."""
-    for service in state.instance.services:
-        added: dict[str, list[Fraction]] = defaultdict(list)
-        for group in state.of_service(service):
-            for placed in group.added:
-                added[placed.role].append(placed.shape.capacity)
-        for role, capacities in added.items():
-            target = service.roles[role].target
-            delivered = state.now[service.name, role] + sum(capacities, ZERO)
-            if delivered - min(capacities) >= target:
+    for groups in after.of_service.values():
+        added: Delivered = {}
+        least: Delivered = {}
+        for group in groups:
+            for placed in group.distinct[: len(group.distinct) - len(group.moved)]:
+                role, units = placed.kind.role, placed.kind.units
+                added[role] = added.get(role, 0) + placed.times * units
+                least[role] = min(least.get(role, units), units)
+        for role, units in added.items():
+            delivered = role.now + units
+            if delivered - least[role] >= role.target:
                 yield Violation(
                     constraint="target",
-                    subject=f"{service.name}/{role}",
-                    message=f"an added instance is superfluous: {float(delivered):g} delivered, "
-                    f"target {float(target):g}",
+                    subject=f"{role.service}/{role.name}",
+                    message="an added instance is superfluous: "
+                    f"{float(Fraction(delivered, role.scale)):g} delivered, "
+                    f"target {float(role.given.target):g}",
                 )
 
 
-def _running(state: _State) -> Iterator[Violation]:
+def _running(after: _After) -> Iterator[Violation]:
     """What runs stays, unless its role scales in or a migration is allowed."""
-    removed: dict[tuple[str, str], Fraction] = defaultdict(Fraction)
+    removed: Delivered = {}
     moves = 0
-    for group in state.groups.values():
-        draining = {placed.name for placed in group.draining}
-        for name, times in group.listed.items():
+    for group in after.groups:
+        moves += len(group.moved)
+        running = group.running
+        if running is None or not group.listed:
+            continue
+        for number, times in group.listed.items():
             if times > 1:
                 yield Violation(
                     constraint="running",
                     subject=group.name,
-                    message=f"instance {name} is listed {times} times",
+                    message=f"instance {running.instances[number].name} is listed {times} times",
                 )
-        moves += len(group.moved)
-        for placed in (*group.removed, *group.moved):
-            if placed.name in draining:
+        for number in (*group.removed, *group.left):
+            if not running.is_ready(number):
                 yield Violation(
                     constraint="running",
                     subject=group.name,
-                    message=f"instance {placed.name} is draining and cannot be touched",
+                    message=f"instance {running.instances[number].name} is draining and cannot "
+                    "be touched",
                 )
-        for placed in group.removed:
-            if placed.name not in draining:
-                removed[group.service.name, placed.role] += placed.shape.capacity
-        gone = {each.name for each in group.removed}
-        for placed in (*group.kept, *group.draining):
-            given = placed.given
-            if given is not None and given.pods and placed.name not in gone:
-                where = tuple((pod.node, pod.gpus) for pod in given.pods)
-                runs = tuple(
-                    (node.name, gpus) for node, gpus in zip(placed.nodes, placed.gpus, strict=True)
-                )
-                if where != runs:
-                    yield Violation(
-                        constraint="running",
-                        subject=group.name,
-                        message=f"instance {placed.name} is kept but on other nodes",
-                    )
-    for (service, role), capacity in removed.items():
-        surplus = max(ZERO, state.now[service, role] - state.services[service].roles[role].target)
-        if capacity > surplus:
+        for number in group.removed:
+            if running.is_ready(number):
+                kind = running.kinds[number]
+                removed[kind.role] = removed.get(kind.role, 0) + kind.units
+        for each in _misplaced(group, running):
             yield Violation(
                 constraint="running",
-                subject=f"{service}/{role}",
-                message=f"{float(capacity):g} capacity removed, only {float(surplus):g} is above "
-                "the target",
+                subject=group.name,
+                message=f"instance {each.name} is kept but on other nodes",
             )
-    limit = state.instance.cycle.max_migrations
+    for role, units in removed.items():
+        surplus = max(0, role.now - role.target)
+        if units > surplus:
+            yield Violation(
+                constraint="running",
+                subject=f"{role.service}/{role.name}",
+                message=f"{float(Fraction(units, role.scale)):g} capacity removed, only "
+                f"{float(Fraction(surplus, role.scale)):g} is above the target",
+            )
+    limit = after.now.instance.cycle.max_migrations
     if moves > limit:
         yield Violation(
             constraint="running", subject="cycle", message=f"{moves} migrations, {limit} allowed"
         )
 
 
-def _no_reuse(state: _State) -> Iterator[Violation]:
+def _misplaced(group: _Group, running: _Running) -> Iterator[RunningInstance]:
+    """Instances that stay but are listed on other nodes, the ready ones first."""
+    away = {*group.removed, *group.gone}
+    for number in sorted(group.entries, key=lambda each: (not running.is_ready(each), each)):
+        pods = group.entries[number].pods
+        if pods and number not in away:
+            each = running.instances[number]
+            runs = [
+                (node, gpus)
+                for node, (_, gpus) in zip(each.nodes, running.kinds[number].pods, strict=True)
+            ]
+            if [(pod.node, pod.gpus) for pod in pods] != runs:
+                yield each
+
+
+def _no_reuse(after: _After) -> Iterator[Violation]:
     """GPUs freed in a cycle are not used in the same cycle."""
-    if state.instance.cycle.reuse_freed:
+    now = after.now
+    if now.instance.cycle.reuse_freed or not after.freed:
         return
-    before, staying = state.before, state.staying
-    for name, gpus in state.arriving.items():
-        node = state.nodes[name]
-        limit = node.gpus - node.reserved
-        if staying[name] + gpus <= limit < before[name] + gpus:
-            again = min(gpus, before[name] + gpus - limit)
+    for node, gpus in after.arriving.items():
+        limit = now.limit[node]
+        if after.staying(node) + gpus <= limit < now.used[node] + gpus:
+            again = min(gpus, now.used[node] + gpus - limit)
             yield Violation(
                 constraint="no_reuse",
-                subject=name,
+                subject=now.nodes[node].name,
                 message=f"{again} GPUs freed in this cycle are used again",
             )
 
 
-def _limits(state: _State) -> Iterator[Violation]:
+def _limits(after: _After) -> Iterator[Violation]:
     """Group count and size limits; role minimum."""
-    for service in state.instance.services:
-        groups = state.of_service(service)
-        most = service.limits.max_groups
+    for service, groups in after.of_service.items():
+        limits = service.given.limits
+        most = limits.max_groups
         if most is not None:
-            before, after = _group_counts(groups)
-            if after > max(most, before):
+            count = after.group_count(service)
+            if count > max(most, service.groups):
                 yield Violation(
                     constraint="limits",
-                    subject=service.name,
-                    message=f"{after} groups, at most {most}",
+                    subject=service.given.name,
+                    message=f"{count} groups, at most {most}",
                 )
-        most = service.limits.max_instances_per_group
-        for group in groups:
-            size = sum(1 for _ in group.delivering())
-            if most is not None and size > max(most, len(group.ready)):
+        most = limits.max_instances_per_group
+        if most is not None:
+            for group in groups:
+                if group.size > max(most, group.ready):
+                    yield Violation(
+                        constraint="limits",
+                        subject=group.name,
+                        message=f"{group.size} instances in the group, at most {most}",
+                    )
+        for role in service.roles.values():
+            delivered = after.delivered.get(role, role.now)
+            if delivered < min(role.min, role.now):
                 yield Violation(
                     constraint="limits",
-                    subject=group.name,
-                    message=f"{size} instances in the group, at most {most}",
+                    subject=f"{role.service}/{role.name}",
+                    message=f"delivers {float(Fraction(delivered, role.scale)):g}, "
+                    f"minimum {float(role.given.min):g}",
                 )
-        for name, role in service.roles.items():
-            floor = min(role.min, state.now[service.name, name])
-            if state.after[service.name, name] < floor:
-                yield Violation(
-                    constraint="limits",
-                    subject=f"{service.name}/{name}",
-                    message=f"delivers {float(state.after[service.name, name]):g}, "
-                    f"minimum {float(role.min):g}",
-                )
-
-
-def _group_counts(groups: list[_Group]) -> tuple[int, int]:
-    before = sum(1 for group in groups if group.ready or group.draining)
-    after = sum(1 for group in groups if group.draining or any(True for _ in group.delivering()))
-    return before, after
 
 
 _RULES = (
@@ -674,133 +1122,124 @@ _RULES = (
 # --------------------------------------------------------------------------------------------
 
 
-def _outcome(state: _State, service: Service, name: str) -> RoleOutcome:
-    role = service.roles[name]
-    delivered = state.after[service.name, name]
-    unmet = max(ZERO, role.target - delivered)
-    return RoleOutcome(
-        service=service.name,
-        role=name,
-        target=role.target,
-        delivered=delivered,
-        unmet=unmet,
-        unmet_gpus=unmet * role.gpus_per_capacity,
-    )
-
-
-def _repairs(state: _State) -> dict[str, Fraction]:
+def _repairs(after: _After) -> dict[str, Fraction]:
     """What stays broken, in GPUs, by constraint."""
-    amount = dict.fromkeys(
-        ("capacity", "colocation", "integrity", "ratio", "target", "limits"), ZERO
-    )
-    for name, used in (state.staying + state.arriving).items():
-        node = state.nodes[name]
-        amount["capacity"] += max(0, used - (node.gpus - node.reserved))
-    for group in state.groups.values():
-        service = group.service
-        level = service.affinity.required
-        for placed in group.kept:
-            if not _inside(placed, level, group.domain):
-                amount["colocation"] += placed.total
-            if len(placed.nodes) > 1 and not _in_one_domain(
-                placed.nodes, _shape_level(placed.shape, state.instance)
-            ):
-                amount["integrity"] += placed.total
-        after = group.after
-        for band, out in zip(service.ratios, _band_amounts(service, after), strict=True):
-            amount["ratio"] += out * service.roles[band.numerator].gpus_per_capacity
-        for role in _missing(service, after):
-            amount["ratio"] += service.roles[role].shapes[0].gpus
-        most = service.limits.max_instances_per_group
-        if most is not None:
-            amount["limits"] += max(0, sum(1 for _ in group.delivering()) - most)
-    for service in state.instance.services:
-        if service.limits.max_groups is not None:
-            _, count = _group_counts(state.of_service(service))
-            amount["limits"] += max(0, count - service.limits.max_groups)
-        for name, served in service.roles.items():
-            amount["target"] += _excess(state, service, name, served) * served.gpus_per_capacity
-    return amount
-
-
-def _excess(state: _State, service: Service, name: str, role: Role) -> Fraction:
-    """Capacity that a role which scales in could still lose."""
-    if state.now[service.name, name] <= role.target:
-        return ZERO
-    grain = _common_divisor(
-        placed.shape.capacity
-        for group in state.of_service(service)
-        for placed in group.ready
-        if placed.role == name
-    )
-    over = max(ZERO, state.after[service.name, name] - role.target)
-    return over // grain * grain
-
-
-def _common_divisor(numbers: Iterable[Fraction]) -> Fraction:
-    """Greatest rational that divides all of them."""
-    values = list(numbers)
-    scale = lcm(*(value.denominator for value in values))
-    return Fraction(gcd(*(int(value * scale) for value in values)), scale)
-
-
-def _homes(group: _Group, level: str) -> set[str]:
-    """Home domains of a group at the preferred level."""
-    measured = group.added if group.new else (*group.ready, *group.draining)
-    gpus: Counter[str] = Counter()
-    for placed in measured:
-        if placed.nodes and _in_one_domain(placed.nodes, level):
-            gpus[placed.nodes[0].domains[level]] += placed.total
-    if not gpus:
-        return set()
-    most = max(gpus.values())
-    best = {domain for domain, count in gpus.items() if count == most}
-    return {min(best)} if group.new else best
-
-
-def _costs(state: _State) -> dict[str, Fraction]:
-    """Amount of each named cost."""
-    prices = state.instance.objective.tier_prices
-    amount = dict.fromkeys(
-        ("rdma", "shape", "spill", "new_group", "fragmentation", "migration"), ZERO
-    )
-    on_tier: Counter[str] = Counter()
-    in_shape: Counter[tuple[str, str, int]] = Counter()
-    for group in state.groups.values():
-        level = group.service.affinity.preferred
-        homes = _homes(group, level) if level is not None else set()
-        for placed in group.delivering():
-            for node, gpus in zip(placed.nodes, placed.gpus, strict=True):
-                on_tier[state.tiers[node.name]] += gpus
-            index = group.service.roles[placed.role].shape_index[str(placed.shape.name)]
-            in_shape[group.service.name, placed.role, index] += 1
-            if level is not None and not (
-                _in_one_domain(placed.nodes, level)
-                and placed.nodes
-                and placed.nodes[0].domains[level] in homes
-            ):
-                amount["spill"] += placed.total
-        if group.new and group.added:
-            amount["new_group"] += 1
-        amount["migration"] += len(group.moved)
-    for tier, gpus in on_tier.items():
-        amount["rdma"] += gpus * getattr(prices, tier)
-    for (name, role, index), count in in_shape.items():
-        amount["shape"] += count * state.services[name].roles[role].shape_cost(index)
-    before = state.before
-    broken = {
-        node.name
-        for _, placed in state.placed_now()
-        for node, gpus in _blocks(placed)
-        if gpus < node.gpus and node.reserved == 0 and before[node.name] == 0
+    now = after.now
+    over, outside, split = now.over, now.outside, now.split
+    for node in after.freed.keys() | after.arriving.keys():
+        limit = now.limit[node]
+        used = after.staying(node) + after.arriving.get(node, 0)
+        over += max(0, used - limit) - max(0, now.used[node] - limit)
+    for group, placed in after.departures:
+        if not now.inside(placed.nodes, group.service.required, group.domain):
+            outside -= placed.kind.gpus
+        if not now.in_one_domain(placed.nodes, placed.kind.level):
+            split -= placed.kind.gpus
+    bands = {
+        band: band.now for service in now.services.values() for band in service.bands if band.now
     }
-    amount["fragmentation"] += len(broken)
-    return amount
+    lacking, limits = now.lacking, now.oversize
+    for group in after.groups:
+        service = group.service
+        for band in service.bands:
+            change = band.amount(group.after) - band.amount(group.now)
+            if change:
+                bands[band] = bands.get(band, 0) + change
+        roles = service.given.roles
+        lacking += sum(roles[name].shapes[0].gpus for name in service.missing(group.after))
+        lacking -= sum(roles[name].shapes[0].gpus for name in service.missing(group.now))
+        most = service.given.limits.max_instances_per_group
+        if most is not None:
+            limits += max(0, group.size - most) - max(0, group.ready - most)
+    for service in now.services.values():
+        most = service.given.limits.max_groups
+        if most is not None:
+            limits += max(0, after.group_count(service) - most)
+    return {
+        "capacity": Fraction(over),
+        "colocation": Fraction(outside),
+        "integrity": Fraction(split),
+        "ratio": lacking
+        + _sum((amount, band.above.gpus_per_unit / band.parts) for band, amount in bands.items()),
+        "target": _sum(
+            (role.excess(after.delivered.get(role, role.now)), role.gpus_per_unit)
+            for service in now.services.values()
+            for role in service.roles.values()
+            if role.now > role.target
+        ),
+        "limits": Fraction(limits),
+    }
 
 
-def _blocks(placed: _Placed) -> Iterator[tuple[Node, int]]:
-    """GPUs that are taken together on a node: a pod's, or all of a shape of level ``node``."""
-    if placed.shape.level == NODE_LEVEL:
-        yield from ((node, placed.total) for node in placed.nodes)
-    else:
-        yield from zip(placed.nodes, placed.gpus, strict=True)
+def _costs(after: _After) -> dict[str, Fraction]:
+    """Amount of each named cost."""
+    now = after.now
+    tier, on_tier, spill = now.tier, list(now.on_tier), now.spill
+    counts: dict[_Kind, int] = {}
+    for group, placed in after.departures:
+        counts[placed.kind] = counts.get(placed.kind, 0) - 1
+        for node, gpus in zip(placed.nodes, placed.gpus, strict=True):
+            on_tier[tier[node]] -= gpus
+        spill -= _spill(now, group.service.preferred, _homes(now, group), placed)
+    for group in after.groups:
+        level = group.service.preferred
+        homes = _homes(now, group)
+        for placed in group.distinct:
+            kind, times = placed.kind, placed.times
+            if len(placed.nodes) != len(kind.pods):
+                continue
+            counts[kind] = counts.get(kind, 0) + times
+            for node, gpus in zip(placed.nodes, placed.gpus, strict=True):
+                on_tier[tier[node]] += times * gpus
+            if level is not None:
+                spill += times * _spill(now, level, homes, placed)
+    prices = now.instance.objective.tier_prices
+    return {
+        "rdma": _sum(
+            (gpus, getattr(prices, name)) for name, gpus in zip(TIERS, on_tier, strict=True)
+        ),
+        "shape": now.shape_cost + _sum((count, kind.cost) for kind, count in counts.items()),
+        "spill": Fraction(spill),
+        "new_group": Fraction(sum(group.new and bool(group.added) for group in after.groups)),
+        "fragmentation": Fraction(len(_broken_nodes(after))),
+        "migration": Fraction(sum(len(group.moved) for group in after.groups)),
+    }
+
+
+def _spill(now: _Now, level: str | None, homes: set[str], placed: _Placed) -> int:
+    """GPUs of an instance that is not wholly inside a home domain."""
+    if level is None or now.domain(placed.nodes, level) in homes:
+        return 0
+    return sum(placed.gpus)
+
+
+def _homes(now: _Now, group: _Group) -> set[str]:
+    """Home domains of a group at the preferred level."""
+    level = group.service.preferred
+    if group.running is not None:
+        return group.running.homes
+    if level is None:
+        return set()
+    gpus: dict[str | None, int] = {}
+    for placed in group.distinct:
+        home = now.domain(placed.nodes, level)
+        gpus[home] = gpus.get(home, 0) + placed.times * sum(placed.gpus)
+    best = _most(gpus)
+    return {min(best)} if best else best
+
+
+def _broken_nodes(after: _After) -> set[int]:
+    """Wholly free nodes that get a pod smaller than the node.
+
+    The pods of a shape of level ``node`` are taken together.
+    """
+    used, nodes = after.now.used, after.now.nodes
+    found = set()
+    for _, placed in after.arrivals:
+        together = sum(placed.gpus) if placed.kind.shape.level == NODE_LEVEL else None
+        for number, gpus in zip(placed.nodes, placed.gpus, strict=True):
+            if used[number] == 0:
+                node = nodes[number]
+                if (gpus if together is None else together) < node.gpus and node.reserved == 0:
+                    found.add(number)
+    return found

@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from dataclasses import dataclass, field
 
-from heteroplace.instance import Instance, Shape
-from heteroplace.plan import MovedInstance, PlacedInstance, PlacedPod, Plan, PlanGroup
+from heteroplace.instance import Shape
+from heteroplace.plan import (
+    MovedInstance,
+    PlacedInstance,
+    PlacedPod,
+    Plan,
+    PlanGroup,
+    assembled,
+)
 from heteroplace.topology import ROOT, TreeView
+
+_POD = set(PlacedPod.model_fields)
+_PLACED = set(PlacedInstance.model_fields)
+_MOVED = set(MovedInstance.model_fields)
+_GROUP = set(PlanGroup.model_fields)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,36 +71,60 @@ class Decision:
         tree
             The view the decision was made on.
         """
-        instance = tree.instance
-        added: list[list[PlacedInstance]] = [
-            [] for _ in range(len(instance.running) + len(self.new_groups))
-        ]
-        for each in self.added:
-            service = self._service(instance, each.group)
-            shape = instance.services[service].roles[each.role].shapes[each.shape]
-            added[each.group].append(
-                PlacedInstance.model_construct(
-                    name=None,
-                    role=each.role,
-                    shape=str(shape.name),
-                    pods=_pods(instance, shape, each.nodes),
+        return Naming(tree).plan(self)
+
+
+class Naming:
+    """Names decisions made on one tree; what they leave as it runs is named once for all of them.
+
+    Parameters
+    ----------
+    tree
+        The view the decisions are made on; not changed.
+
+    Notes
+    -----
+    May be shared between threads. The plans share their parts, which are immutable.
+    """
+
+    def __init__(self, tree: TreeView) -> None:
+        self.tree = tree
+        self._unchanged: list[PlanGroup | None] = [None] * len(tree.instance.running)
+        self._gpus: dict[str, dict[tuple[str, str], tuple[int, ...]]] = defaultdict(dict)
+        self._pods: dict[tuple[tuple[str, ...], tuple[int, ...]], tuple[PlacedPod, ...]] = {}
+        self._known: dict[tuple[int, str, int, tuple[int, ...]], PlacedInstance] = {}
+
+    def plan(self, decision: Decision) -> Plan:
+        """Name everything.
+
+        Parameters
+        ----------
+        decision
+            A decision made on the tree.
+        """
+        instance = self.tree.instance
+        added = self._added(decision)
+        gone: dict[int, set[int]] = defaultdict(set)
+        for group, number in (*decision.removed, *decision.moved):
+            gone[group].add(number)
+        groups = []
+        for index in range(len(instance.running)):
+            named = self._unchanged[index] or self._running_group(index)
+            if index in gone or index in added:
+                named = self._changed(
+                    named, index, added.get(index, ()), gone.get(index, set()), decision
                 )
-            )
-        groups = [
-            self._running_group(tree, index, tuple(added[index]))
-            for index in range(len(instance.running))
-        ]
+            groups.append(named)
         taken = {group.name for group in instance.running}
-        for index, (service, domain) in enumerate(self.new_groups, len(instance.running)):
-            if added[index]:
-                name = _fresh_name(tree, instance.services[service].name, domain, taken)
+        for index, (service, domain) in enumerate(decision.new_groups, len(instance.running)):
+            if index in added:
                 groups.append(
                     PlanGroup.model_construct(
-                        name=name,
+                        name=_fresh_name(self.tree, instance.services[service].name, domain, taken),
                         service=instance.services[service].name,
-                        domain=None if domain == ROOT else tree.domains[domain].name,
+                        domain=self._domain_name(domain),
                         new=True,
-                        added=tuple(added[index]),
+                        added=added[index],
                         kept=(),
                         removed=(),
                         moved=(),
@@ -95,59 +132,136 @@ class Decision:
                 )
         return Plan(instance_digest=instance.digest, groups=tuple(groups))
 
-    def _service(self, instance: Instance, group: int) -> int:
-        if group < len(instance.running):
-            return instance.service_index[instance.running[group].service]
-        return self.new_groups[group - len(instance.running)][0]
-
-    def _running_group(
-        self, tree: TreeView, index: int, added: tuple[PlacedInstance, ...]
-    ) -> PlanGroup:
-        instance = tree.instance
-        group = instance.running[index]
-        domain = tree.group_domain(group)
-        kept: list[PlacedInstance] = []
-        removed: list[PlacedInstance] = []
-        moved: list[MovedInstance] = []
-        for number, running in enumerate(group.instances):
-            shape = tree.shape_of(group, running)
-            pods = tuple(
-                PlacedPod.model_construct(node=name, gpus=gpus)
-                for name, (_, gpus) in zip(running.nodes, shape.pod_list, strict=True)
-            )
-            name, role, shape_name = running.name, running.role, running.shape
-            if (index, number) in self.moved:
-                moved.append(
-                    MovedInstance.model_construct(
-                        name=name,
-                        role=role,
-                        shape=shape_name,
-                        pods=_pods(instance, shape, self.moved[index, number]),
-                        origin=pods,
-                    )
+    def _added(self, decision: Decision) -> dict[int, tuple[PlacedInstance, ...]]:
+        """Added instances by number of their group; equal ones are one object."""
+        instance, known = self.tree.instance, self._known
+        service_of = [instance.service_index[group.service] for group in instance.running]
+        service_of += [service for service, _ in decision.new_groups]
+        keys = [
+            (service_of[each.group], each.role, each.shape, each.nodes) for each in decision.added
+        ]
+        for key in dict.fromkeys(keys):
+            if key not in known:
+                service, role, index, nodes = key
+                shape = instance.services[service].roles[role].shapes[index]
+                known[key] = assembled(
+                    PlacedInstance,
+                    {
+                        "name": None,
+                        "role": role,
+                        "shape": shape.name,
+                        "pods": self._numbered_pods(shape, nodes),
+                    },
+                    _PLACED,
                 )
-                continue
-            placed = PlacedInstance.model_construct(
-                name=name, role=role, shape=shape_name, pods=pods
+        added: dict[int, list[PlacedInstance]] = defaultdict(list)
+        for each, key in zip(decision.added, keys, strict=True):
+            added[each.group].append(known[key])
+        return {group: tuple(placed) for group, placed in added.items()}
+
+    def _domain_name(self, domain: int) -> str | None:
+        return None if domain == ROOT else self.tree.domains[domain].name
+
+    def _running_group(self, index: int) -> PlanGroup:
+        """A running group of which everything is kept."""
+        group = self.tree.instance.running[index]
+        instance = self.tree.instance
+        roles = instance.services[instance.service_index[group.service]].roles
+        known, pods, kept = self._gpus[group.service], self._pods, []
+        for running in group.instances:
+            role, shape, nodes = running.role, running.shape, running.nodes
+            gpus = known.get((role, shape))
+            if gpus is None:
+                gpus = _gpus(roles[role].shapes[roles[role].shape_index[shape]])
+                known[role, shape] = gpus
+            placed = pods.get((nodes, gpus)) or self._placed_pods(nodes, gpus)
+            kept.append(
+                assembled(
+                    PlacedInstance,
+                    {"name": running.name, "role": role, "shape": shape, "pods": placed},
+                    _PLACED,
+                )
             )
-            (removed if (index, number) in self.removed else kept).append(placed)
+        named = assembled(
+            PlanGroup,
+            {
+                "name": group.name,
+                "service": group.service,
+                "domain": self._domain_name(self.tree.group_domain(group)),
+                "new": False,
+                "added": (),
+                "kept": tuple(kept),
+                "removed": (),
+                "moved": (),
+            },
+            _GROUP,
+        )
+        self._unchanged[index] = named
+        return named
+
+    def _changed(
+        self,
+        named: PlanGroup,
+        index: int,
+        added: tuple[PlacedInstance, ...],
+        gone: set[int],
+        decision: Decision,
+    ) -> PlanGroup:
+        group = self.tree.instance.running[index]
+        kept, removed, moved = named.kept, [], []
+        for number in sorted(gone):
+            placed = named.kept[number]
+            nodes = decision.moved.get((index, number))
+            if nodes is None:
+                removed.append(placed)
+                continue
+            shape = self.tree.shape_of(group, group.instances[number])
+            moved.append(
+                assembled(
+                    MovedInstance,
+                    {
+                        "name": placed.name,
+                        "role": placed.role,
+                        "shape": placed.shape,
+                        "pods": self._numbered_pods(shape, nodes),
+                        "origin": placed.pods,
+                    },
+                    _MOVED,
+                )
+            )
+        if removed or moved:
+            kept = tuple(each for number, each in enumerate(kept) if number not in gone)
         return PlanGroup.model_construct(
-            name=group.name,
-            service=group.service,
-            domain=None if domain == ROOT else tree.domains[domain].name,
+            name=named.name,
+            service=named.service,
+            domain=named.domain,
             new=False,
             added=added,
-            kept=tuple(kept),
+            kept=kept,
             removed=tuple(removed),
             moved=tuple(moved),
         )
 
+    def _numbered_pods(self, shape: Shape, nodes: tuple[int, ...]) -> tuple[PlacedPod, ...]:
+        every = self.tree.instance.nodes
+        return self._placed_pods(tuple([every[node].name for node in nodes]), _gpus(shape))
 
-def _pods(instance: Instance, shape: Shape, nodes: tuple[int, ...]) -> tuple[PlacedPod, ...]:
-    return tuple(
-        PlacedPod.model_construct(node=instance.nodes[node].name, gpus=gpus)
-        for node, (_, gpus) in zip(nodes, shape.pod_list, strict=False)
-    )
+    def _placed_pods(self, nodes: tuple[str, ...], gpus: tuple[int, ...]) -> tuple[PlacedPod, ...]:
+        pods = self._pods.get((nodes, gpus))
+        if pods is None:
+            pods = tuple(
+                [
+                    assembled(PlacedPod, {"node": node, "gpus": count}, _POD)
+                    for node, count in zip(nodes, gpus, strict=False)
+                ]
+            )
+            self._pods[nodes, gpus] = pods
+        return pods
+
+
+def _gpus(shape: Shape) -> tuple[int, ...]:
+    """GPUs of each pod."""
+    return tuple([gpus for _, gpus in shape.pod_list])
 
 
 def _fresh_name(tree: TreeView, service: str, domain: int, taken: set[str]) -> str:

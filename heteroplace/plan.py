@@ -4,15 +4,42 @@ from __future__ import annotations
 
 import os
 from fractions import Fraction
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import ConfigDict, Field, PlainSerializer
+from pydantic import BaseModel, ConfigDict, Field, PlainSerializer
 
 from heteroplace.files import MAX_BYTES, read_bytes, refuse_duplicate_keys, validated
 from heteroplace.instance import Count, Name, Noun
 from heteroplace.quantity import format_number
 
 Exact = Annotated[Fraction, PlainSerializer(format_number, when_used="json")]
+
+
+ModelT = TypeVar("ModelT", bound=BaseModel)
+_new, _set = object.__new__, object.__setattr__
+
+
+def assembled(model: type[ModelT], fields: dict[str, Any], given: set[str]) -> ModelT:
+    """Make a model of parts that are known to be valid.
+
+    What ``model_construct`` does when every field is given, at a fraction of its time: a plan has
+    tens of thousands of parts.
+
+    Parameters
+    ----------
+    model
+        The class; without private attributes and extra fields.
+    fields
+        Every field by name; becomes the model's own.
+    given
+        The names of the fields; may be shared between models.
+    """
+    made = _new(model)
+    _set(made, "__dict__", fields)
+    _set(made, "__pydantic_fields_set__", given)
+    _set(made, "__pydantic_extra__", None)
+    _set(made, "__pydantic_private__", None)
+    return made
 
 
 class PlacedPod(Noun):

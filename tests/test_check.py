@@ -1,13 +1,21 @@
 """The checker and the evaluator against plans and numbers made by hand."""
 
 import copy
+import pickle
+import random
 import re
 from dataclasses import dataclass, field
 from fractions import Fraction
 
 import pytest
+from strategies import random_instance
 
 from heteroplace import InputError, Instance, Plan, check, evaluate
+from heteroplace.check import Checker, check_and_evaluate
+from heteroplace.decision import Added, Decision, Naming
+from heteroplace.plan import PlacedInstance, PlacedPod, PlanGroup
+from heteroplace.solve.greedy import greedy, greedy_pods
+from heteroplace.topology import TreeView
 
 # A small world and a short hand for plans ------------------------------------------------------
 
@@ -1103,3 +1111,197 @@ def test_smaller_values_are_better():
     )
     assert one < nothing
     assert best < one
+
+
+# One checker for many plans --------------------------------------------------------------------
+
+KEPT_CHAT = "prefill-0=prefill/p4@h1:4 decode-0=decode/d4@h1:4 decode-1=decode/d4@h2:4"
+
+
+def judged(judge, *args):
+    """What a judgement says, or how it refuses the plan."""
+    try:
+        return judge(*args)
+    except InputError as error:
+        return error.path, str(error)
+
+
+def disturbed(rng, instance, plan):
+    """The plan with one thing changed, whether that makes sense or not."""
+    data = plan.model_dump(mode="json")
+    groups = data["groups"]
+    nodes = [node.name for node in instance.nodes]
+    kinds = ("added", "kept", "removed", "moved")
+    lists = [group[kind] for group in groups for kind in kinds if group[kind]]
+    if not lists:
+        return plan
+    entries = rng.choice(lists)
+    entry = rng.choice(entries)
+    what = rng.choice(("drop", "repeat", "node", "gpus", "pod", "group", "again", "kind", "domain"))
+    if what == "drop":
+        entries.remove(entry)
+    elif what == "repeat":
+        entries.append(copy.deepcopy(entry))
+    elif what == "node" and entry["pods"]:
+        rng.choice(entry["pods"])["node"] = rng.choice(nodes)
+    elif what == "gpus" and entry["pods"]:
+        rng.choice(entry["pods"])["gpus"] += rng.choice((-1, 1))
+    elif what == "pod" and entry["pods"]:
+        entry["pods"].pop()
+    elif what == "group":
+        groups.remove(rng.choice(groups))
+    elif what == "again":
+        groups.append(copy.deepcopy(rng.choice(groups)))
+    elif what == "kind":
+        entry.pop("origin", None)
+        rng.choice(groups)[rng.choice(kinds)].append(copy.deepcopy(entry))
+    elif what == "domain":
+        level = rng.choice(instance.levels)
+        rng.choice(groups)["domain"] = rng.choice(instance.nodes).domains[level]
+    return Plan.model_validate(data)
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_a_checker_judges_every_plan_as_a_new_one_does(seed):
+    rng = random.Random(seed)
+    instance = random_instance(rng, rng.choice(("tiny", "small", "small")))
+    tree = TreeView(instance)
+    naming, checker = Naming(tree), Checker(instance)
+    plans = [naming.plan(decide(tree)) for decide in (greedy, greedy_pods)]
+    plans += [naming.plan(Decision()), Plan()]
+    plans += [disturbed(rng, instance, rng.choice(plans)) for _ in range(20)]
+    rng.shuffle(plans)
+    for each in (*plans, *plans):
+        assert judged(checker.check_and_evaluate, each) == judged(
+            check_and_evaluate, instance, each
+        )
+        assert judged(checker.check, each) == judged(check, instance, each)
+        assert judged(checker.evaluate, each) == judged(evaluate, instance, each)
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_shared_parts_are_judged_as_separate_ones(seed):
+    instance = random_instance(random.Random(seed), "small")
+    tree = TreeView(instance)
+    for decide in (greedy, greedy_pods):
+        shared = decide(tree).plan(tree)
+        separate = Plan.from_json(shared.to_json())
+        assert check_and_evaluate(instance, shared) == check_and_evaluate(instance, separate)
+
+
+def test_a_list_that_was_compared_is_compared_again_when_it_changes():
+    instance = make()
+    checker = Checker(instance)
+    entries = list(plan(chat(kept=KEPT_CHAT)).groups[0].kept)
+    given = PlanGroup.model_construct(
+        name="chat-0", service="chat", domain="p1", new=False, kept=entries
+    )
+    unchecked = Plan.model_construct(groups=(given,))
+    assert checker.check(unchecked) == []
+    entries[0] = PlacedInstance(
+        name="prefill-0", role="prefill", shape="p4", pods=(PlacedPod(node="h3", gpus=4),)
+    )
+    assert [each.message for each in checker.check(unchecked)] == [
+        "instance prefill-0 is kept but on other nodes"
+    ]
+
+
+def test_pods_that_were_compared_are_compared_again_when_they_change():
+    checker = Checker(make())
+    pods = [PlacedPod(node="h1", gpus=4)]
+    first = PlacedInstance.model_construct(name="prefill-0", role="prefill", shape="p4", pods=pods)
+    rest = plan(chat(kept=KEPT_CHAT)).groups[0].kept[1:]
+    given = PlanGroup.model_construct(name="chat-0", service="chat", kept=(first, *rest))
+    unchecked = Plan.model_construct(groups=(given,))
+    assert checker.check(unchecked) == []
+    pods[0] = PlacedPod(node="h3", gpus=4)
+    assert [each.constraint for each in checker.check(unchecked)] == ["running"]
+
+
+def test_a_list_that_was_compared_is_compared_again_in_another_group():
+    checker = Checker(make())
+    given = plan(chat(kept=KEPT_CHAT)).groups[0]
+    assert checker.check(Plan(groups=(given,))) == []
+    other = given.model_copy(update={"name": "solo-0", "service": "solo", "domain": None})
+    with pytest.raises(InputError, match=re.escape("groups[0].kept[0].name: no running instance")):
+        checker.check(Plan(groups=(other,)))
+
+
+def test_the_other_lists_are_read_beside_one_that_was_compared():
+    checker = Checker(make({"cycle": {"max_migrations": 1}}))
+    given = plan(chat(kept=KEPT_CHAT)).groups[0]
+    assert checker.check(Plan(groups=(given,))) == []
+    moved = plan(chat(moved="prefill-0=prefill/p4@h3:4")).groups[0].moved
+    both = given.model_copy(update={"moved": moved})
+    assert [each.message for each in checker.check(Plan(groups=(both,)))] == [
+        "instance prefill-0 is listed 2 times"
+    ]
+
+
+def test_an_instance_listed_twice_as_one_object_counts_twice():
+    instance = make()
+    outside, inside = plan(chat(added="prefill/p4@h7:4 prefill/p4@h3:4")).groups[0].added
+    given = plan(chat()).groups[0].model_copy(update={"added": (outside, inside, outside)})
+    shared = Plan(groups=(given,))
+    separate = Plan.from_json(shared.to_json())
+    found, evaluation = check_and_evaluate(instance, shared)
+    assert (found, evaluation) == check_and_evaluate(instance, separate)
+    assert [each.constraint for each in found] == ["colocation", "colocation", "ratio"]
+    assert evaluation.roles[0].delivered == 4
+
+
+# Naming ----------------------------------------------------------------------------------------
+
+
+def test_named_plans_are_what_validation_makes_of_them():
+    instance = make({"cycle": {"max_migrations": 1}})
+    tree = TreeView(instance)
+    h3, h7 = (instance.node_index[name] for name in ("h3", "h7"))
+    decision = Decision(
+        new_groups=[(1, 0)],
+        added=[
+            Added(0, "decode", 1, (h3, h3)),
+            Added(2, "serve", 0, (h7,)),
+            Added(2, "serve", 0, (h7,)),
+        ],
+        removed={(1, 3), (1, 0)},
+        moved={(0, 1): (h3,)},
+    )
+    named = decision.plan(tree)
+    expected = plan(
+        group(
+            "chat-0",
+            domain="p1",
+            added="decode/wide@h3:8,h3:8",
+            kept="prefill-0=prefill/p4@h1:4 decode-1=decode/d4@h2:4",
+            moved="decode-0=decode/d4@h3:4",
+        ),
+        solo(
+            kept="serve-1=serve/s2@h6:2 serve-2=serve/s2@h6:2",
+            removed="serve-0=serve/s2@h6:2 serve-3=serve/s2@h6:2",
+        ),
+        opened("serve/s2@h7:2 serve/s2@h7:2", "solo", None, name="solo"),
+    )
+    origin = (PlacedPod(node="h1", gpus=4),)
+    moved = expected.groups[0].moved[0].model_copy(update={"origin": origin})
+    first = expected.groups[0].model_copy(update={"moved": (moved,)})
+    assert named.groups == (first, *expected.groups[1:])
+    assert named.instance_digest == instance.digest
+    assert Plan.from_json(named.to_json()) == named
+    assert pickle.loads(pickle.dumps(named)) == copy.deepcopy(named) == named
+    for part in (named.groups[1], named.groups[1].kept[0], named.groups[1].kept[0].pods[0]):
+        again = type(part).model_validate(part.model_dump())
+        assert (again, repr(again), again.model_fields_set) == (
+            part,
+            repr(part),
+            part.model_fields_set,
+        )
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_naming_again_gives_what_naming_once_gives(seed):
+    tree = TreeView(random_instance(random.Random(seed), "small"))
+    naming = Naming(tree)
+    decisions = [greedy(tree), Decision(), greedy_pods(tree)]
+    for decision in (*decisions, *decisions):
+        assert naming.plan(decision) == decision.plan(tree)
