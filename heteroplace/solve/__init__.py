@@ -12,8 +12,8 @@ from typing import Literal
 
 import numpy as np
 
-from heteroplace.check import check_and_evaluate
-from heteroplace.decision import Decision
+from heteroplace.check import Checker
+from heteroplace.decision import Decision, Naming
 from heteroplace.formulation import Model, build, extract, hint
 from heteroplace.formulation.program import LateError
 from heteroplace.instance import Instance
@@ -46,7 +46,8 @@ from heteroplace.topology import TreeView
 
 log = logging.getLogger("heteroplace")
 
-NAMING_EFFORT = 20
+NAMING_EFFORT = 5
+TOLERANCE = 0.1
 
 ENGINES: dict[str, Callable[[Profile], Engine]] = {
     "auto": lambda profile: Portfolio(),
@@ -114,12 +115,15 @@ class _Run:
         self.timed("build", began)
         # Naming and checking an instance takes about that many times as long as reading a node.
         self.pace = NAMING_EFFORT * self.seconds["build"] / len(self.instance.nodes)
+        began = time.monotonic()
+        self.naming, self.checker = Naming(self.tree), Checker(self.instance)
+        self.timed("assign", began)
         if self.profile.solver == "greedy-pods":
             return self.result(self.judged(self.heuristic(greedy_pods)))
         decision = self.heuristic(greedy)
         began = time.monotonic()
         best = self.judged(decision)
-        self.reserve = 2 * (time.monotonic() - began) + 0.01
+        self.reserve = (time.monotonic() - began) + 0.01
         if best.violations:
             self.notes.append("the greedy's plan was refused by the checker; nothing is changed")
             log.error("greedy plan refused: %s", best.violations)
@@ -133,6 +137,8 @@ class _Run:
         began = time.monotonic()
         deadline = self.deadline
         if deadline is not None:
+            # Half of the tolerance is for the greedy: cut off, it leaves capacity unmet.
+            deadline += TOLERANCE
             running = sum(len(group.instances) for group in self.instance.running)
             deadline -= self.pace * running
         decision = method(self.tree, deadline, self.pace)
@@ -142,8 +148,8 @@ class _Run:
     def judged(self, decision: Decision) -> _Candidate:
         """Name a decision's nodes, check and evaluate it."""
         began = time.monotonic()
-        plan = decision.plan(self.tree)
-        violations, evaluation = check_and_evaluate(self.instance, plan)
+        plan = self.naming.plan(decision)
+        violations, evaluation = self.checker.check_and_evaluate(plan)
         candidate = _Candidate(plan, evaluation, violations)
         self.timed("assign", began)
         return candidate

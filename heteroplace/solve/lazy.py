@@ -1,9 +1,10 @@
 """The linear relaxation with groups that enter when they pay, and bounds that certify themselves.
 
-Most groups that may be opened stay closed. The relaxation starts without them; the prices of the
-shared rows then tell which group would lower it, and only those enter (column generation over
-whole groups). Any prices give a valid bound by Lagrange's argument, so nothing here trusts the
-engine: the bound is recomputed from its prices and the data.
+Most groups that may be opened stay closed, and each may become but the corners of a small hull. The
+relaxation therefore starts without them (Dantzig-Wolfe decomposition): the prices of the shared
+rows tell which corner of which group would lower it, and only those enter as columns. Any prices
+give a valid bound by Lagrange's argument, so nothing here trusts the engine: the bound is
+recomputed from the prices and the data.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 
 from heteroplace.formulation.program import INFINITE, Arrays, Ints, ProgramStep
 from heteroplace.solve.engine import Caps
-from heteroplace.solve.floating import cap_row, cost_scale, row_factors
+from heteroplace.solve.floating import LARGEST_COEFFICIENT, cap_row, cost_scale, row_factors
 
 Floats = NDArray[np.float64]
 Flags = NDArray[np.bool_]
@@ -38,11 +39,12 @@ class Relaxed:
     x
         A solution of the relaxation.
     reduced
-        Reduced cost of every column that belongs to no block.
+        Reduced cost of every column that belongs to no block; 0 elsewhere.
     worth
-        By how much opening each block raises the bound at least; negative if it lowers it.
+        Least reduced cost of opening each block: what a solution that opens it costs at least
+        above the bound, where positive.
     complete
-        Whether no group that has not entered would lower it.
+        Whether nothing that has not entered would lower it.
     """
 
     bound: float
@@ -56,77 +58,62 @@ class Blocks:
     """A program's blocks as arrays."""
 
     def __init__(self, arrays: Arrays) -> None:
-        self.arrays = arrays
         blocks = arrays.blocks
         self.count = len(blocks)
-        columns, rows = len(arrays.upper), len(arrays.row_lower)
-        self.of_column = np.full(columns, -1, np.int64)
+        rows = len(arrays.row_lower)
+        self.of_column = np.full(len(arrays.upper), -1, np.int64)
         self.of_row = np.full(rows, -1, np.int64)
         self.owner = np.array([block.owner for block in blocks], np.int64)
         self.switch = np.array([block.switch for block in blocks], np.int64)
-        # Columns of the first role of every block, then of the second; their starts.
+        self.of_column[self.switch] = np.arange(self.count)
+        # Columns and weights of the first role of every block, then of the second; their starts.
         self.members: list[Ints] = []
         self.weights: list[Ints] = []
         self.starts: list[Ints] = []
         for role in (0, 1):
             sides = [block.sides[role] if len(block.sides) > role else () for block in blocks]
-            lengths = [len(side) for side in sides]
+            lengths = np.array([len(side) for side in sides], np.int64)
             flat = np.array([pair for side in sides for pair in side], np.int64).reshape(-1, 2)
             self.members.append(flat[:, 0])
             self.weights.append(flat[:, 1])
-            self.starts.append(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64))
-            self.of_column[self.members[role]] = np.repeat(np.arange(self.count), lengths)
-        self.of_column[self.switch] = np.arange(self.count)
+            self.starts.append(np.concatenate([[0], np.cumsum(lengths)]))
+            self.of_column[flat[:, 0]] = np.repeat(np.arange(self.count), lengths)
         for number, block in enumerate(blocks):
             self.of_row[block.rows.start : block.rows.stop] = number
         corners = [corner for block in blocks for corner in block.corners]
-        self.corners = np.array(corners, np.float64).reshape(-1, 2)
-        lengths = [len(block.corners) for block in blocks]
+        self.corners = np.array(corners, np.int64).reshape(-1, 2)
+        lengths = np.array([len(block.corners) for block in blocks], np.int64)
         self.corner_block = np.repeat(np.arange(self.count), lengths)
-        self.corner_starts = np.concatenate([[0], np.cumsum(lengths)[:-1]]).astype(np.int64)
+        self.corner_starts = np.concatenate([[0], np.cumsum(lengths)])
         self.row_of_entry = np.repeat(np.arange(rows), np.diff(arrays.starts))
-        self.shared_entry = self.of_row[self.row_of_entry] < 0
 
-    def used(self, x: Ints | Floats) -> Flags:
-        """Blocks that a solution opens."""
-        return np.asarray(x[self.switch] > PAYS)
-
-    def worth(self, reduced: Floats) -> Floats:
-        """Least reduced cost of opening each block, over the corners of its hull."""
-        if not self.count:
-            return np.zeros(0)
-        cheapest = [self._least(reduced, role) for role in (0, 1)]
-        block = self.corner_block
-        with np.errstate(invalid="ignore"):
-            at_corner = sum(
-                np.where(self.corners[:, role] > 0, cheapest[role][block], 0.0)
-                * self.corners[:, role]
-                for role in (0, 1)
-            )
-        least: Floats = np.minimum.reduceat(at_corner, self.corner_starts)
-        return least + reduced[self.switch]
-
-    def _least(self, reduced: Floats, role: int) -> Floats:
-        """Least reduced cost of one unit of a role in each block; inf where it has none."""
+    def cheapest(self, reduced: Floats, role: int) -> tuple[Floats, Ints]:
+        """Least reduced cost of a unit of a role in each block, and its place in ``members``."""
         starts, members = self.starts[role], self.members[role]
         least = np.full(self.count, np.inf)
+        place = np.full(self.count, -1, np.int64)
         filled = np.flatnonzero(np.diff(starts))
         if len(filled):
-            least[filled] = np.minimum.reduceat(
-                reduced[members] / self.weights[role], starts[filled]
-            )
-        return least
+            cost = reduced[members] / self.weights[role]
+            least[filled] = np.minimum.reduceat(cost, starts[filled])
+            block = np.repeat(np.arange(self.count), np.diff(starts))
+            at = np.flatnonzero(cost == least[block])
+            place[block[at][::-1]] = at[::-1]
+        return least, place
 
-
-@dataclass(frozen=True)
-class _CapRow:
-    """A step that is capped by a row of the model; no column of a block is in it."""
-
-    row: int
-    columns: Ints
-    values: Ints
-    factor: float
-    top: int
+    def best_corners(self, reduced: Floats) -> tuple[Floats, Ints, tuple[Ints, Ints]]:
+        """Of each block the least reduced cost, its corner and the members that reach it."""
+        least, places = zip(*(self.cheapest(reduced, role) for role in (0, 1)), strict=True)
+        value = np.zeros(len(self.corners))
+        for role in (0, 1):
+            units = self.corners[:, role]
+            used = units > 0
+            value[used] += units[used] * least[role][self.corner_block[used]]
+        worth = np.minimum.reduceat(value, self.corner_starts[:-1])
+        at = np.flatnonzero(value == worth[self.corner_block])
+        corner = np.full(self.count, -1, np.int64)
+        corner[self.corner_block[at][::-1]] = at[::-1]
+        return worth + reduced[self.switch], corner, (places[0], places[1])
 
 
 class LazyRelaxation:
@@ -143,89 +130,160 @@ class LazyRelaxation:
     def __init__(self, arrays: Arrays, model: Any) -> None:
         self.arrays = arrays
         self.blocks = Blocks(arrays)
-        self.entered = np.zeros(self.blocks.count, bool)
-        self._factors = row_factors(arrays.starts, arrays.coefficients)
         self._model = model
         self._scale = 1.0
-        self._order = np.argsort(arrays.columns, kind="stable")
+        self._factors = row_factors(arrays.starts, arrays.coefficients)
+        self._by_column = np.argsort(arrays.columns, kind="stable")
         counts = np.bincount(arrays.columns, minlength=len(arrays.upper))
         self._column_starts = np.concatenate([[0], np.cumsum(counts)])
-        self._place = np.full(len(arrays.upper), -1, np.int64)
-        self._row_place = np.full(len(arrays.row_lower), -1, np.int64)
-        self._columns: list[Ints] = []
         self._closed = np.zeros(len(arrays.upper), bool)
+        self._shared = np.flatnonzero(self.blocks.of_row < 0)
+        self._place = np.full(len(arrays.row_lower), -1, np.int64)
+        self._place[self._shared] = np.arange(len(self._shared))
+        self._free = np.flatnonzero(self.blocks.of_column < 0)
+        # Rows of the model: the shared ones, then as they come those of caps and of blocks.
+        self._rows = len(self._shared)
         self._cap_rows: dict[str, tuple[int, Ints, Ints, float]] = {}
-        self._rows = 0
-        self._add_rows(np.flatnonzero(self.blocks.of_row < 0), with_columns=False)
-        self._add_columns(np.flatnonzero(self.blocks.of_column < 0))
+        self._block_row = np.full(self.blocks.count, -1, np.int64)
+        # Columns of the model: the free ones, then patterns of blocks (block, column, count).
+        self._patterns = 0
+        self._pattern_parts: list[tuple[Ints, Ints, Floats]] = []
+        self._known: set[tuple[object, ...]] = set()
+        self._add_shared()
 
     # -- the model -------------------------------------------------------------------------
 
-    def enter(self, wanted: Flags) -> None:
-        """Let blocks take part."""
-        new = np.flatnonzero(wanted & ~self.entered)
-        if not len(new):
-            return
-        self.entered[new] = True
-        member = np.zeros(self.blocks.count + 1, bool)
-        member[new] = True
-        self._add_columns(np.flatnonzero(member[self.blocks.of_column]))
-        self._add_rows(np.flatnonzero(member[self.blocks.of_row]), with_columns=True)
-
-    def _add_columns(self, columns: Ints) -> None:
-        """Add columns with their entries in the rows that the model has."""
-        arrays = self.arrays
-        entries = _ranges(self._column_starts, columns)
-        entries = self._order[entries]
-        rows = self._row_place[self.blocks.row_of_entry[entries]]
-        kept = rows >= 0
-        lengths = np.diff(self._column_starts)[columns]
-        owner = np.repeat(np.arange(len(columns)), lengths)[kept]
-        starts = np.searchsorted(owner, np.arange(len(columns)))
-        entries = entries[kept]
-        values = arrays.coefficients[entries] * self._factors[self.blocks.row_of_entry[entries]]
-        self._place[columns] = np.arange(len(columns)) + sum(map(len, self._columns))
-        self._columns.append(columns)
-        self._model.addCols(
-            len(columns),
-            np.zeros(len(columns)),
-            np.zeros(len(columns)),
-            np.where(self._closed[columns], 0.0, arrays.upper[columns]),
-            len(entries),
-            starts,
-            rows[kept],
-            values,
-        )
-
-    def _add_rows(self, rows: Ints, *, with_columns: bool) -> None:
-        arrays, factors = self.arrays, self._factors[rows]
-        low = np.where(arrays.row_lower[rows] <= -INFINITE, -np.inf, arrays.row_lower[rows])
-        high = np.where(arrays.row_upper[rows] >= INFINITE, np.inf, arrays.row_upper[rows])
-        self._row_place[rows] = np.arange(len(rows)) + self._rows
-        self._rows += len(rows)
-        lengths = np.diff(arrays.starts)[rows] if with_columns else np.zeros(len(rows), np.int64)
-        entries = _ranges(arrays.starts, rows) if with_columns else np.zeros(0, np.int64)
+    def _add_shared(self) -> None:
+        arrays, rows, columns = self.arrays, self._shared, self._free
+        low, high = arrays.row_lower[rows], arrays.row_upper[rows]
+        factors = self._factors[rows]
+        nothing = np.zeros(0, np.int64)
         self._model.addRows(
             len(rows),
-            low * factors,
-            high * factors,
-            len(entries),
-            np.concatenate([[0], np.cumsum(lengths)[:-1]]).astype(np.int64),
-            self._place[arrays.columns[entries]],
-            arrays.coefficients[entries] * np.repeat(factors, lengths),
+            np.where(low <= -INFINITE, -np.inf, low * factors),
+            np.where(high >= INFINITE, np.inf, high * factors),
+            0,
+            np.zeros(len(rows), np.int64),
+            nothing,
+            nothing.astype(float),
         )
+        ones = np.ones(len(columns))
+        self._add_columns(columns, ones, np.arange(len(columns)), arrays.upper[columns])
+
+    def _add_columns(self, columns: Ints, counts: Floats, owner: Ints, upper: Ints) -> None:
+        """Add one column to the model for each owner: the sum of its counts of columns.
+
+        Parameters
+        ----------
+        columns, counts, owner
+            Parts, sorted by owner.
+        upper
+            Upper end of each new column.
+        """
+        entries = self._by_column[_ranges(self._column_starts, columns)]
+        part = np.repeat(np.arange(len(columns)), np.diff(self._column_starts)[columns])
+        row = self.blocks.row_of_entry[entries]
+        value = self.arrays.coefficients[entries] * counts[part] * self._factors[row]
+        place, owner_of = self._place[row], owner[part]
+        kept = place >= 0
+        place, value, owner_of = place[kept], value[kept], owner_of[kept]
+        # Two parts of one owner may meet in a row.
+        order = np.lexsort((place, owner_of))
+        place, value, owner_of = place[order], value[order], owner_of[order]
+        first = np.ones(len(place), bool)
+        first[1:] = (place[1:] != place[:-1]) | (owner_of[1:] != owner_of[:-1])
+        at = np.flatnonzero(first)
+        if len(at):
+            value = np.add.reduceat(value, at)
+        self._model.addCols(
+            len(upper),
+            np.zeros(len(upper)),
+            np.zeros(len(upper)),
+            upper.astype(float),
+            len(at),
+            np.searchsorted(owner_of[at], np.arange(len(upper))),
+            place[at],
+            value,
+        )
+
+    def enter_solution(self, x: Ints) -> None:
+        """Let what a solution opens take part, just as it is there."""
+        block = self.blocks.of_column
+        columns = np.flatnonzero((x > 0) & (block >= 0))
+        self._enter(block[columns], columns, x[columns].astype(float))
+
+    def _enter(self, block: Ints, column: Ints, count: Floats) -> None:
+        """Add one pattern for every block that occurs."""
+        if not len(block):
+            return
+        order = np.argsort(block, kind="stable")
+        block, column, count = block[order], column[order], count[order]
+        blocks, pattern = np.unique(block, return_inverse=True)
+        self._add_columns(column, count, pattern, np.ones(len(blocks), np.int64))
+        first = len(self._free) + self._patterns
+        places = np.arange(first, first + len(blocks))
+        new = self._block_row[blocks] < 0
+        self._model.addRows(
+            int(new.sum()),
+            np.full(int(new.sum()), -np.inf),
+            np.ones(int(new.sum())),
+            int(new.sum()),
+            np.arange(int(new.sum())),
+            places[new],
+            np.ones(int(new.sum())),
+        )
+        for place, row in zip(
+            places[~new].tolist(), self._block_row[blocks[~new]].tolist(), strict=True
+        ):
+            self._model.changeCoeff(row, place, 1.0)
+        self._block_row[blocks[new]] = self._rows + np.arange(int(new.sum()))
+        self._rows += int(new.sum())
+        self._pattern_parts.append((pattern + self._patterns, column, count))
+        self._patterns += len(blocks)
+
+    def _enter_corners(self, blocks: Ints, corner: Ints, places: tuple[Ints, Ints]) -> bool:
+        """Let corners of blocks take part unless they do already; whether any is new."""
+        of_block: list[int] = []
+        columns: list[int] = []
+        counts: list[float] = []
+        switches, corners = self.blocks.switch, self.blocks.corners
+        for block in blocks.tolist():
+            chosen = []
+            for role, units in enumerate(corners[corner[block]].tolist()):
+                if units:
+                    place = int(places[role][block])
+                    weight = int(self.blocks.weights[role][place])
+                    chosen.append((int(self.blocks.members[role][place]), units / weight))
+            key = (block, *chosen)
+            if key in self._known:
+                continue
+            self._known.add(key)
+            of_block.extend([block] * (len(chosen) + 1))
+            columns.extend([int(switches[block]), *(column for column, _ in chosen)])
+            counts.extend([1.0, *(count for _, count in chosen)])
+        self._enter(np.array(of_block, np.int64), np.array(columns, np.int64), np.array(counts))
+        return bool(of_block)
 
     def _aim(self, step: ProgramStep) -> None:
         """Take a step as the objective."""
         self._scale = cost_scale(step)
         cost = np.zeros(len(self.arrays.upper))
         cost[step.columns] = step.coefficients * self._scale
-        columns = np.concatenate(self._columns)
-        self._model.changeColsCost(len(columns), np.arange(len(columns)), cost[columns])
+        pattern, column, count = self._parts()
+        own = np.bincount(pattern, cost[column] * count, self._patterns)
+        costs = np.concatenate([cost[self._free], own])
+        self._model.changeColsCost(len(costs), np.arange(len(costs)), costs)
+
+    def _parts(self) -> tuple[Ints, Ints, Floats]:
+        """Pattern, column and count of the parts of all patterns."""
+        pattern, column, count = zip(*self._pattern_parts, strict=True)
+        return np.concatenate(pattern), np.concatenate(column), np.concatenate(count)
 
     def _cap(self, caps: Caps) -> list[_CapRow]:
         """Cap steps and no others; the rows of those that no column bound expresses."""
         closed = np.zeros(len(self.arrays.upper), bool)
+        place_of = np.full(len(closed), -1, np.int64)
+        place_of[self._free] = np.arange(len(self._free))
         rows: list[_CapRow] = []
         for step, value in caps:
             if step.top(value) == 0 and not (step.coefficients < 0).any():
@@ -233,28 +291,22 @@ class LazyRelaxation:
                 continue
             columns, values, top = cap_row(step, value)
             if step.name not in self._cap_rows:
-                factor = min(1.0, 1e6 / max(1, int(np.abs(values).max(initial=0))))
+                factor = min(1.0, LARGEST_COEFFICIENT / max(1, int(np.abs(values).max(initial=0))))
                 self._cap_rows[step.name] = (self._rows, columns, values, factor)
                 self._rows += 1
-                kept = self._place[columns] >= 0
-                self._model.addRow(
-                    -np.inf,
-                    np.inf,
-                    int(kept.sum()),
-                    self._place[columns[kept]],
-                    values[kept] * factor,
-                )
+                # Steps that are followed by others have no column of a block.
+                places = place_of[columns]
+                self._model.addRow(-np.inf, np.inf, len(places), places, values * factor)
             rows.append(_CapRow(*self._cap_rows[step.name], top))
         tops = {each.row: each.top * each.factor for each in rows}
         for row, _, _, _ in self._cap_rows.values():
             self._model.changeRowBounds(row, -np.inf, tops.get(row, np.inf))
-        changed = np.flatnonzero((closed != self._closed) & (self._place >= 0))
+        changed = np.flatnonzero((closed != self._closed) & (place_of >= 0))
         self._closed = closed
         if len(changed):
             upper = np.where(closed[changed], 0.0, self.arrays.upper[changed])
-            self._model.changeColsBounds(
-                len(changed), self._place[changed], np.zeros(len(changed)), upper
-            )
+            nothing = np.zeros(len(changed))
+            self._model.changeColsBounds(len(changed), place_of[changed], nothing, upper)
         return rows
 
     # -- solving ---------------------------------------------------------------------------
@@ -269,7 +321,7 @@ class LazyRelaxation:
         step
             What is minimised.
         caps
-            Steps that stay at or below a value in units.
+            Steps that stay at or below a value in units; none of them has a column of a block.
         deadline
             ``time.monotonic()`` at which the last round ends.
         enough
@@ -284,17 +336,21 @@ class LazyRelaxation:
             found = self._run(deadline)
             if found is None:
                 return best
-            relaxed = self._priced(step, rows, *found)
-            pays = (relaxed.worth < -PAYS * max(1.0, abs(relaxed.bound))) & ~self.entered
+            x, dual = found
+            relaxed, corner, places = self._priced(step, rows, x, dual)
             bound = relaxed.bound if best is None else max(best.bound, relaxed.bound)
-            best = replace(relaxed, bound=bound, complete=not pays.any())
-            if best.complete or best.bound >= enough:
+            price = np.where(self._block_row >= 0, dual[self._block_row], 0.0)
+            pays = relaxed.worth - np.minimum(price, 0.0) < -PAYS * max(1.0, abs(bound))
+            chosen = self._chosen(np.flatnonzero(pays), relaxed.worth)
+            best = replace(relaxed, bound=bound, complete=not len(chosen))
+            if best.complete or bound >= enough:
                 return best
-            self.enter(self._chosen(pays, relaxed.worth))
+            if not self._enter_corners(chosen, corner, places):
+                return replace(best, complete=True)
             self._model.setOptionValue("simplex_strategy", PRIMAL)
 
-    def _run(self, deadline: float | None) -> tuple[Floats, Floats, Floats] | None:
-        """Solution, prices of the shared rows and of the model's rows; null if not in time."""
+    def _run(self, deadline: float | None) -> tuple[Floats, Floats] | None:
+        """Solution and prices of the model's rows; null when there are none in time."""
         import highspy
 
         model = self._model
@@ -307,56 +363,66 @@ class LazyRelaxation:
         if model.getModelStatus() != highspy.HighsModelStatus.kOptimal:
             return None
         solution = model.getSolution()
+        value = np.asarray(solution.col_value)
         x = np.zeros(len(self.arrays.upper))
-        x[np.concatenate(self._columns)] = solution.col_value
-        dual = np.asarray(solution.row_dual) / self._scale
-        prices = np.zeros(len(self.arrays.row_lower))
-        shared = np.flatnonzero(self.blocks.of_row < 0)
-        prices[shared] = dual[self._row_place[shared]] * self._factors[shared]
-        return x, prices, dual
+        x[self._free] = value[: len(self._free)]
+        if self._pattern_parts:
+            pattern, column, count = self._parts()
+            x += np.bincount(column, count * value[len(self._free) + pattern], len(x))
+        return x, np.asarray(solution.row_dual) / self._scale
 
-    def _chosen(self, pays: Flags, worth: Floats) -> Flags:
-        """Of the blocks that pay, the best few of every owner."""
-        numbers = np.flatnonzero(pays)
+    def _chosen(self, numbers: Ints, worth: Floats) -> Ints:
+        """Of some blocks, the best few of every owner."""
+        if not len(numbers):
+            return numbers
         owners = self.blocks.owner[numbers]
         order = np.lexsort((worth[numbers], owners))
         owners, numbers = owners[order], numbers[order]
         starts = np.flatnonzero(np.concatenate([[True], owners[1:] != owners[:-1]]))
         rank = np.arange(len(numbers)) - np.repeat(starts, np.diff([*starts, len(numbers)]))
-        chosen = np.zeros(len(pays), bool)
-        chosen[numbers[rank < NEW_PER_OWNER]] = True
-        return chosen
+        best: Ints = numbers[rank < NEW_PER_OWNER]
+        return best
 
     def _priced(
-        self,
-        step: ProgramStep,
-        rows: list[_CapRow],
-        x: Floats,
-        prices: Floats,
-        dual: Floats,
-    ) -> Relaxed:
+        self, step: ProgramStep, rows: list[_CapRow], x: Floats, dual: Floats
+    ) -> tuple[Relaxed, Ints, tuple[Ints, Ints]]:
         """Bound, reduced costs and worth of blocks from the prices of the shared rows."""
-        arrays, blocks = self.arrays, self.blocks
-        low, high = arrays.row_lower, arrays.row_upper
-        wrong = ((low <= -INFINITE) & (prices > 0)) | ((high >= INFINITE) & (prices < 0))
-        prices = np.where(wrong, 0.0, prices)
+        arrays, blocks, shared = self.arrays, self.blocks, self._shared
+        low, high = arrays.row_lower[shared], arrays.row_upper[shared]
+        price = dual[: len(shared)] * self._factors[shared]
+        wrong = ((low <= -INFINITE) & (price > 0)) | ((high >= INFINITE) & (price < 0))
+        price[wrong] = 0.0
+        active = np.flatnonzero(price)
+        ends = np.where(price > 0, low, high)[active].astype(float)
+        bound = float(price[active] @ ends)
+        prices = np.zeros(len(arrays.row_lower))
+        prices[shared] = price
         reduced = np.zeros(len(arrays.upper))
         reduced[step.columns] = step.coefficients
         weights = arrays.coefficients * prices[blocks.row_of_entry]
         reduced -= np.bincount(arrays.columns, weights, len(reduced))
-        active = np.flatnonzero(prices)
-        ends = np.where(prices > 0, low, high)[active].astype(float)
-        bound = float(prices[active] @ ends)
         for cap in rows:
-            price = min(0.0, float(dual[cap.row]) * cap.factor)
-            reduced[cap.columns] -= cap.values * price
-            bound += price * cap.top
+            top = min(0.0, float(dual[cap.row]) * cap.factor)
+            reduced[cap.columns] -= cap.values * top
+            bound += top * cap.top
+        free = self._free
         upper = np.where(self._closed, 0.0, arrays.upper)
-        free = blocks.of_column < 0
-        bound += float(np.minimum(0.0, reduced * upper)[free].sum())
-        worth = blocks.worth(reduced)
+        bound += float(np.minimum(0.0, reduced[free] * upper[free]).sum())
+        worth, corner, places = blocks.best_corners(reduced)
         bound += float(np.minimum(0.0, worth).sum())
-        return Relaxed(bound, x, np.where(free, reduced, 0.0), worth, complete=False)
+        kept = np.where(blocks.of_column < 0, reduced, 0.0)
+        return Relaxed(bound, x, kept, worth, complete=False), corner, places
+
+
+@dataclass(frozen=True)
+class _CapRow:
+    """A step that is capped by a row of the model."""
+
+    row: int
+    columns: Ints
+    values: Ints
+    factor: float
+    top: int
 
 
 def _ranges(starts: Ints, chosen: Ints) -> Ints:
