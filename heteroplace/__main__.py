@@ -1,7 +1,5 @@
 """``python -m heteroplace``."""
 
-import sys
+from heteroplace.cli import console
 
-from heteroplace.cli import main
-
-sys.exit(main())
+console()

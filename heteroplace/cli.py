@@ -8,8 +8,10 @@ import inspect
 import io
 import json
 import logging
+import os
 import re
 import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -89,6 +91,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("heteroplace: interrupted", file=sys.stderr)
         return INTERRUPTED
+
+
+def console() -> NoReturn:
+    """Run the command line as a program of its own."""
+    code = main()
+    if threading.active_count() > 1:
+        # An engine that overran its time has nothing to say any more; do not wait for it.
+        for stream in (sys.stdout, sys.stderr):
+            if stream is not None:
+                with contextlib.suppress(OSError):
+                    stream.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def _emit(text: str) -> None:
@@ -509,4 +524,4 @@ def _knobs(pairs: list[str]) -> dict[str, str | float]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    console()

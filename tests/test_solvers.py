@@ -21,7 +21,7 @@ from heteroplace.footprint import Block, pod_nodes
 from heteroplace.formulation import build
 from heteroplace.generate import family_from, generate
 from heteroplace.quantity import parse_number
-from heteroplace.solve.greedy import HIGHEST, NOTHING, _Band, _Greedy, _Option, _Room
+from heteroplace.solve.greedy import HIGHEST, NOTHING, _Band, GreedyCycle, Option, _Room
 from heteroplace.topology import TreeView
 
 Data = dict[str, Any]
@@ -518,7 +518,7 @@ class Counting(_Room):
 
 def counted(instance: Instance) -> tuple[int, int]:
     """Instances that the greedy adds and how often it takes GPUs for that."""
-    run = _Greedy(TreeView(instance), None, 0.0)
+    run = GreedyCycle(TreeView(instance), None, 0.0)
     run.room.__class__ = Counting
     return len(run.run().added), run.room.taken
 
@@ -559,9 +559,9 @@ def test_the_deadline_is_noticed_within_a_unit(monkeypatch: pytest.MonkeyPatch) 
     looks = iter(range(10**6))
     monkeypatch.setattr("time.monotonic", lambda: next(looks))
     tree = TreeView(instance)
-    assert _Greedy(tree, 120.0, 0.0).run().added == []
+    assert GreedyCycle(tree, 120.0, 0.0).run().added == []
     assert next(looks) < 130
-    assert len(_Greedy(tree, 10.0**6, 0.0).run().added) == 201
+    assert len(GreedyCycle(tree, 10.0**6, 0.0).run().added) == 201
 
 
 def test_the_deadline_is_noticed_within_a_unit_that_leaves(
@@ -584,9 +584,9 @@ def test_the_deadline_is_noticed_within_a_unit_that_leaves(
     tree = TreeView(Instance.from_dict(data))
     looks = iter(range(10**6))
     monkeypatch.setattr("time.monotonic", lambda: next(looks))
-    assert _Greedy(tree, 120.0, 0.0).run().removed == set()
+    assert GreedyCycle(tree, 120.0, 0.0).run().removed == set()
     assert next(looks) < 130
-    assert len(_Greedy(tree, 10.0**6, 0.0).run().removed) == 201
+    assert len(GreedyCycle(tree, 10.0**6, 0.0).run().removed) == 201
 
 
 def test_pods_find_the_nodes_of_their_blocks() -> None:
@@ -598,7 +598,7 @@ def test_pods_find_the_nodes_of_their_blocks() -> None:
         for service in instance.services:
             for role in service.roles.values():
                 for shape in role.shapes:
-                    option = _Option(room, shape, 0, 0, 1)
+                    option = Option(room, shape, 0, 0, 1)
                     taken = list(range(7, 7 + len(option.gpus)))
                     left, placed = iter(taken), {}
                     for block in option.blocks:
@@ -649,7 +649,7 @@ def test_free_gpus_are_found_as_by_looking_at_every_node() -> None:
         ]
         held: list[tuple[int, int]] = []
         for _ in range(150):
-            option = _Option(room, rng.choice(shapes), 0, 0, 1)
+            option = Option(room, rng.choice(shapes), 0, 0, 1)
             tier = rng.randint(0, HIGHEST)
             for level in instance.levels:
                 found = [room.gpus(domain, option, tier) for domain in tree.at_level(level)]

@@ -278,8 +278,7 @@ def interruptible(work: Callable[[], T], stop: Callable[[], None]) -> T:
         finally:
             ended.set()
 
-    # A daemon: an engine that does not stop must not keep an interrupted command alive.
-    thread = threading.Thread(target=run, name="heteroplace-reference", daemon=True)
+    thread = threading.Thread(target=run, name="heteroplace-reference")
     try:
         thread.start()
         ended.wait()

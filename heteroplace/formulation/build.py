@@ -39,7 +39,21 @@ def build(tree: TreeView, deadline: float | None = None) -> Model:
     for constraint in CONSTRAINTS:
         constraint(model)
     add_steps(model)
+    _name_owners(model)
     return model
+
+
+def _name_owners(model: Model) -> None:
+    """Say which columns belong to one service: instances, switches of groups, unmet capacity."""
+    owners = model.program.owners
+    for placement in model.placements:
+        owners[placement.column] = model.candidates[placement.candidate].service
+    for number, column in model.alive.items():
+        owners[column] = model.candidates[number].service
+    for (service, _), column in model.unmet.items():
+        owners[column] = service
+    for leaver in model.leavers:
+        owners.update(dict.fromkeys(leaver.columns, model.service_of_group(leaver.group)))
 
 
 # --------------------------------------------------------------------------------------------

@@ -131,6 +131,7 @@ class Program:
     coefficients: list[int] = field(default_factory=list)
     steps: list[ProgramStep] = field(default_factory=list)
     blocks: list[GroupBlock] = field(default_factory=list)
+    owners: dict[int, int] = field(default_factory=dict)
 
     def column(self, upper: int) -> int:
         """Add an integer column from 0 to a limit and return its number."""
@@ -238,14 +239,21 @@ class Program:
             np.array(self.columns, np.int64),
             np.array(self.coefficients, np.int64),
             tuple(self.blocks),
+            self._owner(),
         )
+
+    def _owner(self) -> Ints:
+        owner = np.full(len(self.lower), -1, np.int64)
+        owner[list(self.owners)] = list(self.owners.values())
+        return owner
 
 
 @dataclass(frozen=True)
 class Arrays:
     """A program's rows (CSR) and bounds, all int64; ``±INFINITE`` is no bound.
 
-    ``blocks`` are the parts of it that a relaxation need not look at until they pay.
+    ``blocks`` are the parts of it that a relaxation need not look at until they pay; ``owner`` is
+    the number of the service that a column belongs to, -1 for those that services share.
     """
 
     lower: Ints
@@ -256,6 +264,7 @@ class Arrays:
     columns: Ints
     coefficients: Ints
     blocks: tuple[GroupBlock, ...] = ()
+    owner: Ints = field(default_factory=lambda: np.zeros(0, np.int64))
 
     def activity(self, x: Ints) -> Ints:
         """Value of every row at a solution."""

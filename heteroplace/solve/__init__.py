@@ -39,6 +39,7 @@ from heteroplace.solve.engine import (
     walk_steps,
 )
 from heteroplace.solve.greedy import greedy, greedy_pods
+from heteroplace.solve.guided import guided
 from heteroplace.solve.highs import HighsEngine
 from heteroplace.solve.milp import MilpEngine
 from heteroplace.solve.portfolio import Portfolio
@@ -207,7 +208,14 @@ class _Run:
         began = time.monotonic()
         try:
             engine.load(arrays, self.profile)
-            walk = walk_steps(engine, arrays, model.program.steps, x, deadline)
+            walk = walk_steps(
+                engine,
+                arrays,
+                model.program.steps,
+                x,
+                deadline,
+                lambda relaxed: hint(model, guided(model, relaxed, deadline, self.pace)),
+            )
         finally:
             self.timed("solve", began)
         self.outcomes = walk.steps

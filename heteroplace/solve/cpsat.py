@@ -10,7 +10,15 @@ import numpy as np
 
 from heteroplace.formulation.program import INFINITE, Arrays, Ints, ProgramStep
 from heteroplace.profile import Profile
-from heteroplace.solve.engine import Answer, Caps, EngineMissingError, within
+from heteroplace.solve.engine import (
+    Answer,
+    Caps,
+    EngineMissingError,
+    Relaxation,
+    Steps,
+    merged,
+    within,
+)
 
 WORKERS = 8
 
@@ -37,12 +45,15 @@ class CpSatEngine:
         _cp_model()
 
     def improve(
-        self, step: ProgramStep, caps: Caps, start: Ints | None, seconds: float | None
-    ) -> Ints | None:
-        """Minimise a step without proof."""
-        return self.minimise(step, caps, start, seconds).solution
+        self, steps: Steps, caps: Caps, start: Ints | None, seconds: float | None
+    ) -> list[Ints]:
+        """Minimise a weighted sum of steps without proof."""
+        found = self.minimise(merged(steps, self._arrays), caps, start, seconds).solution
+        return [] if found is None else [found]
 
-    def relax(self, step: ProgramStep, caps: Caps, seconds: float | None) -> int | None:
+    def relax(
+        self, step: ProgramStep, caps: Caps, start: Ints | None, seconds: float | None
+    ) -> Relaxation | None:
         """No bound of its own: CP-SAT's proofs stay independent of floating-point solvers."""
         return None
 

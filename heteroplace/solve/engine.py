@@ -11,6 +11,7 @@ from fractions import Fraction
 from typing import Protocol, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from heteroplace.formulation.program import Arrays, Ints, ProgramStep
 from heteroplace.profile import Profile
@@ -18,6 +19,9 @@ from heteroplace.profile import Profile
 log = logging.getLogger("heteroplace")
 
 T = TypeVar("T")
+
+Floats = NDArray[np.float64]
+Rounding = Callable[[Floats], Ints | None]
 
 PROVEN_GAP = Fraction(1, 10**6)
 GRACE = 0.05
@@ -28,7 +32,7 @@ RELAXATION_SHARE = 0.3
 STEP_SHARE = 0.5
 ENDED_BY_TIME = 0.9
 DOMINANCE = 300.0
-MERGED_SCALE = 100
+MERGED_SCALE = 10**4
 
 
 class EngineMissingError(RuntimeError):
@@ -56,6 +60,23 @@ class Answer:
 
 
 Caps = Sequence[tuple[ProgramStep, int]]
+Steps = Sequence[ProgramStep]
+
+
+@dataclass(frozen=True)
+class Relaxation:
+    """What the linear relaxation says of a step.
+
+    Parameters
+    ----------
+    bound
+        Lower bound in units, constant included.
+    x
+        A solution of the relaxation.
+    """
+
+    bound: int
+    x: Floats
 
 
 class Engine(Protocol):
@@ -76,12 +97,14 @@ class Engine(Protocol):
         """Minimise a step within a time, from a start if there is one."""
 
     def improve(
-        self, step: ProgramStep, caps: Caps, start: Ints | None, seconds: float | None
-    ) -> Ints | None:
-        """Look for a good solution of a step, without proof."""
+        self, steps: Steps, caps: Caps, start: Ints | None, seconds: float | None
+    ) -> list[Ints]:
+        """Look for solutions that are good in some steps in order, without proof."""
 
-    def relax(self, step: ProgramStep, caps: Caps, seconds: float | None) -> int | None:
-        """Lower bound of a step in units by the linear relaxation; null when it has none."""
+    def relax(
+        self, step: ProgramStep, caps: Caps, start: Ints | None, seconds: float | None
+    ) -> Relaxation | None:
+        """Solve the linear relaxation of a step; null when there is no time or no such thing."""
 
 
 @dataclass
@@ -124,12 +147,14 @@ def walk_steps(
     steps: list[ProgramStep],
     start: Ints | None,
     deadline: float | None,
+    rounding: Rounding | None = None,
 ) -> Walk:
     """Minimise the steps in order, each without worsening the ones before.
 
-    A large program is first improved on all steps at once, weighted; then every step gets the
-    bound of its linear relaxation, so that the result has one even when the time runs out early;
-    then the steps are minimised one by one.
+    A large program is first relaxed step by step, and what the relaxations say is rounded. Then
+    every step gets the bound of its relaxation, so that the result has one even when the time runs
+    out early; then all open steps are improved at once, weighted; then they are minimised one by
+    one.
 
     Parameters
     ----------
@@ -143,10 +168,14 @@ def walk_steps(
         A feasible solution, if there is one.
     deadline
         ``time.monotonic()`` at which to stop; null for none.
+    rounding
+        Makes a solution of the program from one of its relaxation, if it can.
     """
     walker = _Walker(engine, arrays, steps, start, deadline)
-    walker.improve_all_at_once()
+    if rounding is not None:
+        walker.guide(rounding)
     walker.bound_all()
+    walker.improve_all_at_once()
     walker.minimise_in_order()
     return Walk(walker.best, walker.outcomes, walker.late or walker.cut_short)
 
@@ -167,6 +196,7 @@ class _Walker:
         self.late = False
         self.cut_short = False
         self.best: Ints | None = None
+        self.rounded: Ints | None = None
         self.outcomes = [StepOutcome(None, _floor(step, arrays)) for step in steps]
         self.offer(start)
 
@@ -209,8 +239,39 @@ class _Walker:
         first = min(unproven)
         seconds = self.seconds(MERGED_SHARE)
         if not self.late:
-            merged = _merged(self.steps[first:], self.arrays)
-            self.offer(self.engine.improve(merged, self.caps(first), self.best, seconds))
+            start = self.best if self.rounded is None else self.rounded
+            self.rounded = None
+            found = self.engine.improve(self.steps[first:], self.caps(first), start, seconds)
+            for each in found:
+                self.offer(each)
+
+    def guide(self, rounding: Rounding) -> None:
+        """Relax the steps in order, each with those before at their bounds, and round the last."""
+        if len(self.arrays.lower) < LARGE or self.best is None:
+            return
+        caps: list[tuple[ProgramStep, int]] = []
+        last: Relaxation | None = None
+        for step, outcome in zip(self.steps, self.outcomes, strict=True):
+            reached = outcome.bound
+            if not outcome.proven:
+                seconds = self.seconds(RELAXATION_SHARE)
+                found = None
+                if not self.late:
+                    found = self.engine.relax(step, caps, self.best, seconds)
+                if found is None:
+                    break
+                last = found
+                reached = found.bound if reached is None else max(reached, found.bound)
+            if reached is None:
+                break
+            if len(step.columns):
+                caps.append((step, reached))
+        if last is not None:
+            rounded = rounding(last.x)
+            self.offer(rounded)
+            if rounded is not None and rounded is not self.best and self.arrays.feasible(rounded):
+                # Worse in an early step, but perhaps near to something better in all.
+                self.rounded = rounded
 
     def bound_all(self) -> None:
         """Give every open step the bound of its linear relaxation."""
@@ -220,7 +281,9 @@ class _Walker:
             seconds = self.seconds(RELAXATION_SHARE)
             if self.late:
                 return
-            self.raise_bound(index, self.engine.relax(self.steps[index], self.caps(index), seconds))
+            step = self.steps[index]
+            found = self.engine.relax(step, self.caps(index), self.best, seconds)
+            self.raise_bound(index, None if found is None else found.bound)
 
     def caps(self, index: int) -> Caps:
         """The steps before one, with the values they have reached."""
@@ -264,7 +327,7 @@ class _Walker:
                 self.improve_all_at_once()
 
 
-def _merged(steps: list[ProgramStep], arrays: Arrays) -> ProgramStep:
+def merged(steps: Steps, arrays: Arrays) -> ProgramStep:
     """One step whose minimum is close to the lexicographic one.
 
     A step counts twice as much as the next one, and ``DOMINANCE`` times as much as the last:
@@ -312,8 +375,8 @@ def within(seconds: float | None, work: Callable[[], T]) -> T | None:
         finally:
             ended.set()
 
-    # A daemon: an engine that overruns must not keep a command from ending.
-    threading.Thread(target=run, name="heteroplace-engine", daemon=True).start()
+    # Not a daemon: one that is cut off inside an engine when Python ends takes the process down.
+    threading.Thread(target=run, name="heteroplace-engine").start()
     ended.wait(None if seconds is None else min(seconds + GRACE, LONGEST))
     if failure:
         raise failure[0]

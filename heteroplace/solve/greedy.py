@@ -48,7 +48,7 @@ def greedy(tree: TreeView, deadline: float | None = None, pace: float = 0.0) -> 
     Decision
         Always valid.
     """
-    return _Greedy(tree, deadline, pace).run()
+    return GreedyCycle(tree, deadline, pace).run()
 
 
 def greedy_pods(tree: TreeView, deadline: float | None = None, pace: float = 0.0) -> Decision:
@@ -205,11 +205,14 @@ class _Room:
             pool.start[gpus] = at
         if at >= end:
             return NOTHING
-        cell = cells[at]
+        return self.fullest(cells[at], gpus)
+
+    def fullest(self, cell: int, gpus: int) -> int:
+        """The fullest node of a cell with room."""
         sizes = self.sizes[cell]
         return next(iter(self.lines[cell][sizes[bisect_left(sizes, gpus)]]))
 
-    def allocate(self, domain: int, option: _Option, tier: int, taken: list[int]) -> bool:
+    def allocate(self, domain: int, option: Option, tier: int, taken: list[int]) -> bool:
         """Take the blocks of one instance inside one domain of its level, all or none.
 
         The nodes are appended to ``taken``, largest blocks first.
@@ -227,7 +230,7 @@ class _Room:
             for place in self.places(domain, option.rank)
         )
 
-    def _allocate_in(self, domain: int, option: _Option, tier: int, taken: list[int]) -> bool:
+    def _allocate_in(self, domain: int, option: Option, tier: int, taken: list[int]) -> bool:
         before = len(taken)
         for block in option.blocks:
             pool = block.pools[domain]
@@ -240,7 +243,7 @@ class _Room:
                 taken.append(node)
         return True
 
-    def give_back(self, option: _Option, taken: list[int], start: int) -> None:
+    def give_back(self, option: Option, taken: list[int], start: int) -> None:
         """Give back what an instance took, the nodes from ``start`` on."""
         for node, gpus in zip(taken[start:], option.gpus, strict=False):
             self.take(node, -gpus)
@@ -259,14 +262,14 @@ class _Room:
             self.inside[domain, rank] = found
         return found
 
-    def has_room(self, domain: int, option: _Option, tier: int) -> bool:
+    def has_room(self, domain: int, option: Option, tier: int) -> bool:
         """Whether every block, taken alone, fits a node of the domain."""
         return all(
             self.fitting_node(block.pools[domain], block.gpus, tier) != NOTHING
             for block in option.blocks
         )
 
-    def gpus(self, domain: int, option: _Option, tier: int) -> int:
+    def gpus(self, domain: int, option: Option, tier: int) -> int:
         """Free GPUs of the option's types in usable cells; 0 when a block fits nowhere."""
         total = 0
         for block in option.blocks:
@@ -279,7 +282,7 @@ class _Room:
             total += free
         return total
 
-    def most(self, domain: int, option: _Option, tier: int) -> int:
+    def most(self, domain: int, option: Option, tier: int) -> int:
         """No more instances than this fit the free GPUs of usable cells."""
         return min(
             sum(self.total[cell] for cell in pool.cells[: pool.ends[tier]])
@@ -295,7 +298,7 @@ class _Room:
             found = self.of_level[level] = np.array(self.tree.at_level(level), dtype=np.int64)
         return found
 
-    def gpus_by_domain(self, level: str, option: _Option, tier: int) -> Ints:
+    def gpus_by_domain(self, level: str, option: Option, tier: int) -> Ints:
         """:meth:`gpus` of every one of the :meth:`domains` of a level."""
         domains = self.domains(level)
         total = np.zeros(len(domains), dtype=np.int64)
@@ -335,7 +338,7 @@ class _Block(NamedTuple):
     pools: _Pools
 
 
-class _Option:
+class Option:
     """A shape in the form the greedy counts; capacity in the grain of its service."""
 
     __slots__ = (
@@ -420,7 +423,7 @@ class _Band(NamedTuple):
         return numerator, denominator
 
 
-class _Request:
+class Request:
     """What a service asks for in this cycle; capacities in whole grains of one size."""
 
     def __init__(
@@ -435,7 +438,7 @@ class _Request:
         self.place = {name: place for place, name in enumerate(self.names)}
         self.options = [
             [
-                _Option(room, shape, place, index, whole(shape.capacity, grain))
+                Option(room, shape, place, index, whole(shape.capacity, grain))
                 for index, shape in enumerate(role.shapes)
             ]
             for place, role in enumerate(roles)
@@ -467,7 +470,7 @@ class _Request:
             )
         self.most_groups = service.limits.max_groups
         self.most_instances = service.limits.max_instances_per_group
-        self.groups: list[_Group] = []
+        self.groups: list[Group] = []
         # Answers of the bands; groups that start alike ask alike.
         self.least: dict[tuple[_Band, _Amounts, _Amounts, int], _Amounts | None] = {}
 
@@ -492,7 +495,7 @@ class _Request:
         """Roles that deliver more than their target."""
         return [role for role, spare in enumerate(self.spare) if spare > 0]
 
-    def may_add(self, option: _Option) -> bool:
+    def may_add(self, option: Option) -> bool:
         """Whether one more instance leaves no added one superfluous."""
         short = self.short[option.role]
         options = self.options[option.role]
@@ -504,7 +507,7 @@ class _Request:
                 smallest = each.capacity
         return option.capacity - smallest < short
 
-    def count(self, option: _Option, sign: int) -> None:
+    def count(self, option: Option, sign: int) -> None:
         """Count an added instance, or one that is taken back."""
         self.short[option.role] -= sign * option.capacity
         self.counts[option.role][option.number] += sign
@@ -522,7 +525,7 @@ class _Member:
         self.number = number
 
 
-class _Group:
+class Group:
     """A deployment group as it grows and shrinks."""
 
     __slots__ = (
@@ -542,7 +545,7 @@ class _Group:
         "taken",
     )
 
-    def __init__(self, index: int, request: _Request, domain: int) -> None:
+    def __init__(self, index: int, request: Request, domain: int) -> None:
         self.index = index
         self.request = request
         self.domain = domain
@@ -555,7 +558,7 @@ class _Group:
         self.source: RunningGroup | None = None
         self.running: dict[_Member, None] | None = None
         # Per new instance its option, and one after the other the nodes that they took.
-        self.added: list[_Option] = []
+        self.added: list[Option] = []
         self.taken: list[int] = []
         self.size = 0
         self.delivered = [0] * len(request.names)
@@ -643,10 +646,10 @@ class _Base:
         self.freed: dict[int, int] = {}
         self.regained: dict[int, int] = {}
         self.requests = self._read_requests()
-        self.groups: list[_Group] = []
+        self.groups: list[Group] = []
         self._read_groups()
 
-    def _read_requests(self) -> dict[str, _Request]:
+    def _read_requests(self) -> dict[str, Request]:
         """The services with a role that scales out or in; the others keep what they have."""
         ready: dict[str, dict[tuple[str, str], int]] = {}
         for running, counts in zip(self.instance.running, self.tree.ready, strict=True):
@@ -664,7 +667,7 @@ class _Base:
                 else:
                     now[name] = now.get(name, 0) + count * capacity
             if any(role.target != now.get(name, 0) for name, role in service.roles.items()):
-                requests[service.name] = _Request(self.room, service, number, now)
+                requests[service.name] = Request(self.room, service, number, now)
         return requests
 
     def _read_groups(self) -> None:
@@ -673,7 +676,7 @@ class _Base:
             request = self.requests.get(running.service)
             if request is None:
                 continue
-            group = _Group(index, request, tree.group_domain(running))
+            group = Group(index, request, tree.group_domain(running))
             if request.service.affinity.preferred is not None:
                 group.homes = tuple(
                     home for home in tree.homes(running) if tree.within(home, group.domain)
@@ -704,15 +707,15 @@ class _Base:
                 self.regained[node] = after - before
                 self.room.take(node, -gain)
 
-    def new_group(self, request: _Request, domain: int) -> _Group:
+    def new_group(self, request: Request, domain: int) -> Group:
         index = len(self.instance.running) + len(self.decision.new_groups)
-        group = _Group(index, request, domain)
+        group = Group(index, request, domain)
         self.groups.append(group)
         request.groups.append(group)
         self.decision.new_groups.append((request.number, domain))
         return group
 
-    def may_open(self, request: _Request) -> bool:
+    def may_open(self, request: Request) -> bool:
         most = request.most_groups
         if most is None:
             return True
@@ -727,11 +730,11 @@ class _Base:
                 )
         return self.decision
 
-    def new_instances(self, group: _Group) -> Iterable[tuple[_Option, tuple[int, ...]]]:
+    def new_instances(self, group: Group) -> Iterable[tuple[Option, tuple[int, ...]]]:
         """Option and the nodes of every pod of what was added to a group."""
         raise NotImplementedError
 
-    def removal_order(self, group: _Group) -> tuple[int, int]:
+    def removal_order(self, group: Group) -> tuple[int, int]:
         """Groups on high tiers first, small ones before large ones."""
         members = group.members(self.instance.node_index)
         tiers = [self.tree.node_tier[node] for each in members for node in each.nodes]
@@ -740,7 +743,7 @@ class _Base:
 
     def run(self) -> Decision:
         """Serve every request in order of priority."""
-        passes: tuple[Callable[[_Request], None], ...] = (self.scale_out, self.scale_in)
+        passes: tuple[Callable[[Request], None], ...] = (self.scale_out, self.scale_in)
         if self.instance.cycle.reuse_freed:
             passes = (self.scale_in, self.scale_out)
         ordered = sorted(self.requests.values(), key=lambda each: -each.service.priority)
@@ -751,17 +754,17 @@ class _Base:
                 serve(request)
         return self.finish()
 
-    def scale_out(self, request: _Request) -> None:
+    def scale_out(self, request: Request) -> None:
         raise NotImplementedError
 
-    def scale_in(self, request: _Request) -> None:
+    def scale_in(self, request: Request) -> None:
         raise NotImplementedError
 
 
-class _Greedy(_Base):
+class GreedyCycle(_Base):
     """Whole P/D units."""
 
-    def scale_out(self, request: _Request) -> None:
+    def scale_out(self, request: Request) -> None:
         """Grow existing groups and open new ones, the cheapest sufficient tier first."""
         if not request.wanting():
             return
@@ -772,7 +775,7 @@ class _Greedy(_Base):
             if not request.wanting():
                 return
 
-    def open_groups(self, request: _Request, tier: int) -> None:
+    def open_groups(self, request: Request, tier: int) -> None:
         if not request.all_wanting():
             return
         for domain in self.new_domains(request, tier):
@@ -788,7 +791,7 @@ class _Greedy(_Base):
             if self.late():
                 return
 
-    def new_domains(self, request: _Request, tier: int) -> list[int]:
+    def new_domains(self, request: Request, tier: int) -> list[int]:
         """Domains where every role finds a free place, the emptiest first."""
         level = request.service.affinity.required
         if level is None:
@@ -810,7 +813,7 @@ class _Greedy(_Base):
         found: list[int] = domains[np.lexsort((domains, -total))].tolist()
         return found
 
-    def grow(self, group: _Group, tier: int) -> bool:
+    def grow(self, group: Group, tier: int) -> bool:
         """Add P/D units to a group as long as one fits; whether any did."""
         grown = False
         while not self.late():
@@ -822,7 +825,7 @@ class _Greedy(_Base):
                 break
         return grown
 
-    def add_unit(self, group: _Group, role: int, tier: int) -> bool:
+    def add_unit(self, group: Group, role: int, tier: int) -> bool:
         """Add one instance and whatever brings the group back into its bands, or nothing."""
         before = len(group.added)
         most = group.request.most_instances
@@ -839,7 +842,7 @@ class _Greedy(_Base):
                 return False
         return True
 
-    def completable(self, group: _Group, tier: int) -> bool:
+    def completable(self, group: Group, tier: int) -> bool:
         """Whether further instances may bring a group into its bands; false is certain."""
         request, delivered = group.request, group.delivered
         reach = [self.reach(group, role, tier) for role in range(len(delivered))]
@@ -859,7 +862,7 @@ class _Greedy(_Base):
                     return False
         return True
 
-    def reach(self, group: _Group, role: int, tier: int) -> int:
+    def reach(self, group: Group, role: int, tier: int) -> int:
         """Most that a role of a group can come to deliver, by its demand and the free GPUs."""
         request = group.request
         short = request.short[role]
@@ -871,7 +874,7 @@ class _Greedy(_Base):
         )
         return group.delivered[role] + min(short - 1 + request.largest[role], fitting)
 
-    def undo(self, group: _Group, before: int) -> None:
+    def undo(self, group: Group, before: int) -> None:
         """Take back what was added last, all but the first ``before`` instances."""
         while len(group.added) > before:
             option = group.added.pop()
@@ -881,7 +884,7 @@ class _Greedy(_Base):
             group.request.count(option, -1)
             self.placed -= 1
 
-    def add_instance(self, group: _Group, role: int, tier: int) -> bool:
+    def add_instance(self, group: Group, role: int, tier: int) -> bool:
         request = group.request
         domains = group.domains
         for option in request.options[role]:
@@ -899,13 +902,13 @@ class _Greedy(_Base):
                     return True
         return False
 
-    def new_instances(self, group: _Group) -> Iterable[tuple[_Option, tuple[int, ...]]]:
+    def new_instances(self, group: Group) -> Iterable[tuple[Option, tuple[int, ...]]]:
         start = 0
         for option in group.added:
             yield option, option.pod_nodes(group.taken, start)
             start += len(option.gpus)
 
-    def home(self, group: _Group) -> int:
+    def home(self, group: Group) -> int:
         """The domain at the preferred level to try first, of a group that had none."""
         level = group.request.service.affinity.preferred
         assert level is not None
@@ -923,7 +926,7 @@ class _Greedy(_Base):
             key=lambda each: sum(gpus(each, option, HIGHEST) for option in options),
         )
 
-    def scale_in(self, request: _Request) -> None:
+    def scale_in(self, request: Request) -> None:
         """Remove P/D units, from groups on high tiers first."""
         surplus = request.surplus()
         if not surplus:
@@ -934,7 +937,7 @@ class _Greedy(_Base):
                 if self.late():
                     return
 
-    def leaving(self, group: _Group) -> list[list[_Leaving]]:
+    def leaving(self, group: Group) -> list[list[_Leaving]]:
         """Per role, the running instances of a group in the order in which they may leave."""
         found: list[list[_Leaving]] = [[] for _ in group.request.names]
         for member in group.members(self.instance.node_index):
@@ -946,7 +949,7 @@ class _Greedy(_Base):
             each.sort()
         return found
 
-    def remove_unit(self, group: _Group, role: int, leaving: list[list[_Leaving]]) -> bool:
+    def remove_unit(self, group: Group, role: int, leaving: list[list[_Leaving]]) -> bool:
         """Remove one instance and whatever brings the group back into its bands, or nothing."""
         request = group.request
         members = group.members(self.instance.node_index)
@@ -999,22 +1002,22 @@ class _GreedyPods(_Base):
     def __init__(self, tree: TreeView, deadline: float | None, pace: float) -> None:
         super().__init__(tree, deadline, pace)
         # By group: an instance may lack its last pods.
-        self.settled: dict[int, list[tuple[_Option, tuple[int, ...]]]] = {}
+        self.settled: dict[int, list[tuple[Option, tuple[int, ...]]]] = {}
 
-    def new_instances(self, group: _Group) -> Iterable[tuple[_Option, tuple[int, ...]]]:
+    def new_instances(self, group: Group) -> Iterable[tuple[Option, tuple[int, ...]]]:
         return self.settled.get(group.index, ())
 
-    def scale_out(self, request: _Request) -> None:
+    def scale_out(self, request: Request) -> None:
         for role in request.wanting():
             self.place_role(request, role)
 
-    def place_role(self, request: _Request, role: int) -> None:
+    def place_role(self, request: Request, role: int) -> None:
         domains = self.tree.at_level(request.service.affinity.required)
         for domain in sorted(domains, key=self.tree.domain_tier):
             while not self.late() and self.place_instance(request, role, domain):
                 pass
 
-    def place_instance(self, request: _Request, role: int, domain: int) -> bool:
+    def place_instance(self, request: Request, role: int, domain: int) -> bool:
         """Place pod by pod, whether or not all pods of the instance find a node."""
         for option in request.options[role]:
             if request.may_add(option):
@@ -1038,14 +1041,14 @@ class _GreedyPods(_Base):
             nodes.append(node)
         return tuple(nodes)
 
-    def settle(self, group: _Group, option: _Option, nodes: tuple[int, ...]) -> None:
+    def settle(self, group: Group, option: Option, nodes: tuple[int, ...]) -> None:
         self.placed += 1
         self.settled.setdefault(group.index, []).append((option, nodes))
         group.taken.extend(nodes)
         group.size += 1
         group.request.count(option, 1)
 
-    def group_in(self, request: _Request, domain: int) -> _Group | None:
+    def group_in(self, request: Request, domain: int) -> Group | None:
         """A group of the domain with room under its limits; null when none may be opened."""
         most = request.most_instances
         for group in request.groups:
@@ -1057,7 +1060,7 @@ class _GreedyPods(_Base):
                 return group
         return self.new_group(request, domain) if self.may_open(request) else None
 
-    def scale_in(self, request: _Request) -> None:
+    def scale_in(self, request: Request) -> None:
         for group in sorted(request.groups, key=self.removal_order):
             members = group.members(self.instance.node_index)
             for member in list(members):

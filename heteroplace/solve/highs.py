@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from typing import Any
 
@@ -11,9 +10,13 @@ import numpy as np
 from heteroplace.formulation.program import INFINITE, Arrays, Ints, ProgramStep
 from heteroplace.profile import Profile
 from heteroplace.solve.engine import (
+    LARGE,
     Answer,
     Caps,
     EngineMissingError,
+    Relaxation,
+    Steps,
+    merged,
     rounded,
     within,
 )
@@ -24,8 +27,11 @@ from heteroplace.solve.floating import (
     row_factors,
     whole_bound,
 )
+from heteroplace.solve.lazy import LazyRelaxation
+from heteroplace.solve.polish import Regrets, polish
+from heteroplace.solve.restrict import Restricted
 
-ROUGH_GAP = 1e-3
+MOST_NODES = 200
 MARGIN_SHARE = 0.1
 LONGEST_MARGIN = 0.3
 
@@ -49,34 +55,76 @@ class HighsEngine:
         refuse_wide(arrays)
         self._arrays = arrays
         self._profile = profile
+        self._lazy: LazyRelaxation | None = None
+        self._regrets: Regrets | None = None
 
     def improve(
-        self, step: ProgramStep, caps: Caps, start: Ints | None, seconds: float | None
-    ) -> Ints | None:
-        """Minimise over the columns that the linear relaxation or the start uses."""
-        return within(seconds, lambda: self._improve(step, caps, start, seconds))
+        self, steps: Steps, caps: Caps, start: Ints | None, seconds: float | None
+    ) -> list[Ints]:
+        """Place a few services anew again and again, those that pay most above the relaxation."""
+        if start is None or self._regrets is None:
+            return []
+        deadline = None if seconds is None else time.monotonic() + seconds
+        step = merged(steps, self._arrays)
+        regrets = self._regrets.raised(step, steps[:-1])
+        found: list[Ints] = []
 
-    def _improve(
+        def work() -> None:
+            for better in polish(
+                self._arrays,
+                step,
+                start,
+                regrets,
+                lambda part, limit: self._restricted(part, step, caps, limit),
+                deadline,
+                self._profile.seed,
+            ):
+                found.append(better)
+
+        within(seconds, work)
+        return list(found)
+
+    def _restricted(
+        self, part: Restricted, step: ProgramStep, caps: Caps, seconds: float | None
+    ) -> tuple[Ints | None, bool]:
+        solver, _ = make_model(
+            part.arrays, part.caps(caps), part.step(step), self._profile, seconds
+        )
+        solver.setOptionValue("mip_rel_gap", 1e-5)
+        solver.setOptionValue("mip_max_nodes", MOST_NODES)
+        found = self._run(solver, part.start)
+        done = solver.getModelStatus() == _highspy().HighsModelStatus.kOptimal
+        return found, done
+
+    def relax(
         self, step: ProgramStep, caps: Caps, start: Ints | None, seconds: float | None
-    ) -> Ints | None:
-        began = time.monotonic()
-        solver, _ = make_model(self._arrays, caps, step, self._profile, seconds, relaxed=True)
-        solver.run()
-        if solver.getModelStatus() != _highspy().HighsModelStatus.kOptimal:
-            return None
-        used = np.asarray(solver.getSolution().col_value) > 1e-9
+    ) -> Relaxation | None:
+        """Solve the linear relaxation of a step, lazily where groups may be opened."""
+        if not self._arrays.blocks or len(self._arrays.lower) < LARGE:
+            return relaxation(self._arrays, caps, step, self._profile, seconds)
+        deadline = None if seconds is None else time.monotonic() + seconds
+        found = within(seconds, lambda: self._relax(step, caps, start, deadline))
+        if found is None:
+            self._lazy = None  # The thread that was left behind may still use it.
+        return found
+
+    def _relax(
+        self, step: ProgramStep, caps: Caps, start: Ints | None, deadline: float | None
+    ) -> Relaxation | None:
+        if self._lazy is None:
+            self._lazy = LazyRelaxation(self._arrays, make_solver(self._profile))
+        lazy = self._lazy
         if start is not None:
-            used |= start > 0
-        upper = np.where(used, self._arrays.upper, np.maximum(self._arrays.lower, 0))
-        restricted = dataclasses.replace(self._arrays, upper=upper)
-        left = None if seconds is None else seconds - (time.monotonic() - began)
-        solver, _ = make_model(restricted, caps, step, self._profile, left)
-        solver.setOptionValue("mip_rel_gap", ROUGH_GAP)
-        return self._run(solver, start)
-
-    def relax(self, step: ProgramStep, caps: Caps, seconds: float | None) -> int | None:
-        """Lower bound of a step by the linear relaxation."""
-        return relaxation_bound(self._arrays, caps, step, self._profile, seconds)
+            lazy.enter_solution(start)
+        found = lazy.solve(step, caps, deadline)
+        if found is None:
+            return None
+        blocks = lazy.blocks
+        self._regrets = Regrets(
+            self._arrays.owner, blocks.of_column, blocks.owner, found.reduced, found.worth
+        )
+        bound = whole_bound(found.bound, step)
+        return None if bound is None else Relaxation(bound, found.x)
 
     def minimise(
         self, step: ProgramStep, caps: Caps, start: Ints | None, seconds: float | None
@@ -109,24 +157,35 @@ class HighsEngine:
         return rounded(solver.getSolution().col_value)
 
 
-def relaxation_bound(
+def relaxation(
     arrays: Arrays,
     caps: Caps,
     step: ProgramStep,
     profile: Profile,
     seconds: float | None,
-) -> int | None:
-    """Lower bound of a step by its linear relaxation, in units; null when there was no time."""
+) -> Relaxation | None:
+    """The linear relaxation of a step; null when there was no time."""
 
-    def solve() -> int | None:
+    def solve() -> Relaxation | None:
         highspy = _highspy()
         solver, scale = make_model(arrays, caps, step, profile, seconds, relaxed=True)
         solver.run()
         if solver.getModelStatus() != highspy.HighsModelStatus.kOptimal:
             return None
-        return whole_bound(solver.getInfo().objective_function_value / scale, step)
+        bound = whole_bound(solver.getInfo().objective_function_value / scale, step)
+        x = np.asarray(solver.getSolution().col_value, float)
+        return None if bound is None else Relaxation(bound, x)
 
     return within(seconds, solve)
+
+
+def make_solver(profile: Profile) -> Any:
+    """An empty HiGHS model that keeps quiet."""
+    solver = _highspy().Highs()
+    solver.setOptionValue("output_flag", False)
+    solver.setOptionValue("threads", profile.threads or 1)
+    solver.setOptionValue("random_seed", profile.seed)
+    return solver
 
 
 def make_model(
@@ -140,10 +199,7 @@ def make_model(
 ) -> tuple[Any, float]:
     """A HiGHS model of one step, and the factor by which its costs were scaled."""
     highspy = _highspy()
-    solver = highspy.Highs()
-    solver.setOptionValue("output_flag", False)
-    solver.setOptionValue("threads", profile.threads or 1)
-    solver.setOptionValue("random_seed", profile.seed)
+    solver = make_solver(profile)
     if seconds is not None:
         # It looks at the clock between long operations only; what comes late is lost.
         margin = min(LONGEST_MARGIN, MARGIN_SHARE * seconds)

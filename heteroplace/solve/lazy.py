@@ -276,6 +276,9 @@ class LazyRelaxation:
 
     def _parts(self) -> tuple[Ints, Ints, Floats]:
         """Pattern, column and count of the parts of all patterns."""
+        if not self._pattern_parts:
+            nothing = np.zeros(0, np.int64)
+            return nothing, nothing, np.zeros(0)
         pattern, column, count = zip(*self._pattern_parts, strict=True)
         return np.concatenate(pattern), np.concatenate(column), np.concatenate(count)
 

@@ -15,7 +15,16 @@ from numpy.typing import NDArray
 
 from heteroplace.formulation.program import INFINITE, Arrays, Ints, ProgramStep
 from heteroplace.profile import Profile
-from heteroplace.solve.engine import Answer, Caps, EngineMissingError, rounded, within
+from heteroplace.solve.engine import (
+    Answer,
+    Caps,
+    EngineMissingError,
+    Relaxation,
+    Steps,
+    merged,
+    rounded,
+    within,
+)
 from heteroplace.solve.floating import (
     cap_row,
     cost_scale,
@@ -23,7 +32,7 @@ from heteroplace.solve.floating import (
     row_factors,
     whole_bound,
 )
-from heteroplace.solve.highs import relaxation_bound
+from heteroplace.solve.highs import relaxation
 
 DEFAULT = "HiGHS"
 SHORT = {"CBC": "COIN_CMD"}
@@ -66,14 +75,17 @@ class MilpEngine:
             )
 
     def improve(
-        self, step: ProgramStep, caps: Caps, start: Ints | None, seconds: float | None
-    ) -> Ints | None:
-        """Minimise a step without proof."""
-        return self.minimise(step, caps, start, seconds).solution
+        self, steps: Steps, caps: Caps, start: Ints | None, seconds: float | None
+    ) -> list[Ints]:
+        """Minimise a weighted sum of steps without proof."""
+        found = self.minimise(merged(steps, self._arrays), caps, start, seconds).solution
+        return [] if found is None else [found]
 
-    def relax(self, step: ProgramStep, caps: Caps, seconds: float | None) -> int | None:
+    def relax(
+        self, step: ProgramStep, caps: Caps, start: Ints | None, seconds: float | None
+    ) -> Relaxation | None:
         """Lower bound of a step by the linear relaxation, which HiGHS solves for every engine."""
-        return relaxation_bound(self._arrays, caps, step, self._profile, seconds)
+        return relaxation(self._arrays, caps, step, self._profile, seconds)
 
     def minimise(
         self, step: ProgramStep, caps: Caps, start: Ints | None, seconds: float | None

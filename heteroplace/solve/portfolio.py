@@ -13,6 +13,8 @@ from heteroplace.solve.engine import (
     Answer,
     Caps,
     EngineMissingError,
+    Relaxation,
+    Steps,
     UnsuitedError,
 )
 from heteroplace.solve.highs import HighsEngine
@@ -48,15 +50,17 @@ class Portfolio:
         return self._second
 
     def improve(
-        self, step: ProgramStep, caps: Caps, start: Ints | None, seconds: float | None
-    ) -> Ints | None:
-        """Minimise a step without proof."""
+        self, steps: Steps, caps: Caps, start: Ints | None, seconds: float | None
+    ) -> list[Ints]:
+        """Improve several steps at once without proof."""
         engine = self._first or self._load_second()
-        return engine.improve(step, caps, start, seconds)
+        return engine.improve(steps, caps, start, seconds)
 
-    def relax(self, step: ProgramStep, caps: Caps, seconds: float | None) -> int | None:
+    def relax(
+        self, step: ProgramStep, caps: Caps, start: Ints | None, seconds: float | None
+    ) -> Relaxation | None:
         """Lower bound of a step by the linear relaxation."""
-        return None if self._first is None else self._first.relax(step, caps, seconds)
+        return None if self._first is None else self._first.relax(step, caps, start, seconds)
 
     def minimise(
         self, step: ProgramStep, caps: Caps, start: Ints | None, seconds: float | None

@@ -1,0 +1,206 @@
+"""A greedy that follows a solution of the linear relaxation.
+
+The relaxation says where the groups of every service go and which cells their blocks take, in
+fractions. Served by priority, every service first fills the groups that the relaxation opens most,
+on the cells it chose, in whole P/D units; what is left is placed as Algorithm 4 would.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass, field
+from itertools import groupby
+
+import numpy as np
+from numpy.typing import NDArray
+
+from heteroplace.decision import Decision
+from heteroplace.formulation.variables import Model
+from heteroplace.solve.greedy import HIGHEST, NOTHING, GreedyCycle, Group, Option, Request
+
+Floats = NDArray[np.float64]
+
+ENOUGH = 0.5
+NONE = 1e-6
+
+
+def guided(model: Model, x: Floats, deadline: float | None, pace: float) -> Decision:
+    """Place one cycle by a solution of the relaxation.
+
+    Parameters
+    ----------
+    model
+        The formulation.
+    x
+        A value of every column, in general fractional.
+    deadline, pace
+        As in :func:`heteroplace.solve.greedy.greedy`.
+
+    Returns
+    -------
+    Decision
+        Always valid.
+    """
+    return _Guided(model, x, deadline, pace).run()
+
+
+@dataclass
+class _Wish:
+    """What the relaxation puts into one group.
+
+    Parameters
+    ----------
+    running
+        Number of the running group; null for a new one.
+    domain
+        Domain of the group.
+    share
+        How far the group is opened; 1 for a running one.
+    counts
+        Instances by (role, shape, domain where they enter).
+    """
+
+    running: int | None
+    domain: int
+    share: float = 1.0
+    counts: dict[tuple[str, int, int], float] = field(default_factory=dict)
+
+
+class _Guided(GreedyCycle):
+    def __init__(self, model: Model, x: Floats, deadline: float | None, pace: float) -> None:
+        super().__init__(model.tree, deadline, pace)
+        self.wishes: dict[int, list[_Wish]] = defaultdict(list)
+        by_candidate: dict[int, _Wish] = {}
+        values: list[float] = x.tolist()
+        for placement in model.placements:
+            value = values[placement.column]
+            if value <= NONE:
+                continue
+            wish = by_candidate.get(placement.candidate)
+            if wish is None:
+                candidate = model.candidates[placement.candidate]
+                wish = _Wish(candidate.running, candidate.domain)
+                switch = model.alive.get(candidate.index)
+                if candidate.running is None and switch is not None:
+                    wish.share = min(1.0, max(NONE, values[switch]))
+                by_candidate[placement.candidate] = wish
+                self.wishes[candidate.service].append(wish)
+            wish.counts[placement.role, placement.shape, placement.domain] = value
+        # Blocks that the relaxation lets flow from where they enter to each cell.
+        self.quotas: dict[tuple[str, int, int], dict[int, float]] = {}
+        for (block, domain), flow in model.flow.items():
+            found = {cell: values[column] for cell, column in flow.items()}
+            quota = {cell: value for cell, value in found.items() if value > NONE}
+            if quota:
+                self.quotas[block.gpu_type, block.gpus, domain] = quota
+
+    def run(self) -> Decision:
+        """Serve every class of priority: first what the relaxation wishes, then the rest."""
+        ordered = sorted(self.requests.values(), key=lambda each: -each.service.priority)
+        if self.instance.cycle.reuse_freed:
+            for request in ordered:
+                self.scale_in(request)
+        for _, members in groupby(ordered, lambda each: each.service.priority):
+            requests = list(members)
+            for request in requests:
+                self.fulfil(request)
+            for request in requests:
+                if not self.late():
+                    self.scale_out(request)
+        if not self.instance.cycle.reuse_freed:
+            for request in ordered:
+                if not self.late():
+                    self.scale_in(request)
+        return self.finish()
+
+    def fulfil(self, request: Request) -> None:
+        """Fill the groups that the relaxation wishes, the ones opened most first."""
+        wishes = sorted(
+            self.wishes.get(request.number, ()),
+            key=lambda each: (each.running is None, -each.share),
+        )
+        running = {group.index: group for group in request.groups}
+        for wish in wishes:
+            if self.late() or not request.wanting():
+                return
+            if wish.running is not None:
+                group = running[wish.running]
+            elif request.all_wanting() and self.may_open(request):
+                group = self.new_group(request, wish.domain)
+            else:
+                continue
+            self.fill(group, wish)
+            if not group.size and wish.running is None:
+                self.groups.pop()
+                request.groups.pop()
+                self.decision.new_groups.pop()
+
+    def fill(self, group: Group, wish: _Wish) -> None:
+        """Add P/D units as far as the wish goes, if its group were opened wholly."""
+        request = group.request
+        self.left = [
+            {
+                (shape, domain): count / wish.share
+                for (name, shape, domain), count in wish.counts.items()
+                if name == role
+            }
+            for role in request.names
+        ]
+        while not self.late():
+            roles = [
+                role
+                for role in request.most_behind()
+                if any(count >= ENOUGH for count in self.left[role].values())
+            ]
+            if not any(self.add_wished(group, role) for role in roles):
+                return
+
+    def add_wished(self, group: Group, role: int) -> bool:
+        """Add a unit of which every instance is as wished; or nothing."""
+        self.wished = True
+        before = [dict(each) for each in self.left]
+        done = self.add_unit(group, role, HIGHEST)
+        self.wished = False
+        if not done:
+            self.left = before
+        return done
+
+    wished = False
+    left: list[dict[tuple[int, int], float]]
+
+    def add_instance(self, group: Group, role: int, tier: int) -> bool:
+        """As the relaxation wishes while it is followed; else like Algorithm 4."""
+        if not self.wished:
+            return super().add_instance(group, role, tier)
+        request, left = group.request, self.left[role]
+        for shape, domain in sorted(left, key=lambda key: -left[key]):
+            option = request.options[role][shape]
+            if not request.may_add(option) or not self.take_wished(group, option, domain):
+                continue
+            left[shape, domain] -= 1.0
+            group.added.append(option)
+            group.size += 1
+            group.delivered[role] += option.capacity
+            request.count(option, 1)
+            self.placed += 1
+            return True
+        return False
+
+    def take_wished(self, group: Group, option: Option, domain: int) -> bool:
+        """Take the nodes of one instance that enters at a domain, on the cells of its flow."""
+        if option.single:
+            block = option.blocks[0]
+            quota = self.quotas.get((block.gpu_type, block.gpus, domain), {})
+            best = NOTHING
+            for cell, value in quota.items():
+                if self.room.largest[cell] >= block.gpus and (
+                    best == NOTHING or value > quota[best]
+                ):
+                    best = cell
+            if best != NOTHING and quota[best] >= ENOUGH:
+                node = self.room.fullest(best, block.gpus)
+                self.room.take(node, block.gpus)
+                group.taken.append(node)
+                quota[best] -= 1.0
+                return True
+        return self.room.allocate(domain, option, HIGHEST, group.taken)
