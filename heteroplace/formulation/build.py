@@ -7,11 +7,11 @@ from collections import defaultdict, deque
 import numpy as np
 
 from heteroplace.decision import Added, Decision
-from heteroplace.footprint import Block, Footprint, footprint, pod_nodes
+from heteroplace.footprint import Block, pod_nodes
 from heteroplace.formulation.constraints import CONSTRAINTS
 from heteroplace.formulation.objective import add_steps
 from heteroplace.formulation.program import Ints, Program
-from heteroplace.formulation.variables import Candidate, Model, Placement, build_variables
+from heteroplace.formulation.variables import Candidate, Model, Placement, Wanted, build_variables
 from heteroplace.topology import TreeView
 
 
@@ -88,32 +88,36 @@ def extract(model: Model, solution: Ints) -> Decision:
     """
     x: list[int] = solution.tolist()
     tokens = [
-        _Token(placement) for placement in model.placements for _ in range(x[placement.column])
+        _Token(placement)
+        for placement in model.placements
+        if x[placement.column]
+        for _ in range(x[placement.column])
     ]
     _route(model, x, tokens)
     return _decide(model, x, tokens)
 
 
 def _route(model: Model, x: list[int], tokens: list[_Token]) -> None:
-    entering: dict[tuple[Block, int], deque[_Token]] = defaultdict(deque)
-    spreading: dict[tuple[Footprint, int], deque[_Token]] = defaultdict(deque)
+    entering: dict[tuple[int, int], deque[_Token]] = defaultdict(deque)
+    spreading: dict[tuple[Wanted, int], deque[_Token]] = defaultdict(deque)
     for token in tokens:
         wanted, domain = model.print_of(token.placement), token.placement.domain
         if wanted.single:
-            entering[wanted.blocks[0][0], domain].append(token)
+            entering[wanted.parts[0][0], domain].append(token)
         else:
             spreading[wanted, domain].append(token)
     for (wanted, domain), queue in spreading.items():
         for place, column in model.spread[wanted, domain].items():
             for _ in range(x[column]):
                 token = queue.popleft()
-                for block, count in wanted.blocks:
-                    entering[block, place].extend([token] * count)
+                for number, count in wanted.parts:
+                    entering[number, place].extend([token] * count)
     arriving: dict[tuple[int, int], deque[_Token]] = defaultdict(deque)
-    for (block, domain), queue in entering.items():
-        for cell, column in model.flow[block, domain].items():
+    for (number, domain), queue in entering.items():
+        gpus = model.blocks[number].gpus
+        for cell, column in model.flow[number, domain].items():
             for _ in range(x[column]):
-                arriving[cell, block.gpus].append(queue.popleft())
+                arriving[cell, gpus].append(queue.popleft())
     for cell, counts in model.arriving.items():
         gpu_type = model.tree.cells[cell].gpu_type
         for size, node in _assign(model, cell, counts, x):
@@ -232,9 +236,10 @@ def _placed(
 def _match_new_groups(model: Model, decision: Decision) -> dict[int, Candidate | None]:
     """Give every opened group a candidate of its own with its domain and home."""
     free: dict[tuple[int, int], list[Candidate]] = defaultdict(list)
-    for candidate in model.candidates:
-        if candidate.running is None:
-            free[candidate.service, candidate.domain].append(candidate)
+    for service in dict(decision.new_groups):
+        for candidate in model.of_service[service]:
+            if candidate.running is None:
+                free[service, candidate.domain].append(candidate)
     members: dict[int, list[Added]] = defaultdict(list)
     for added in decision.added:
         members[added.group].append(added)
@@ -280,7 +285,7 @@ def _place(
         return False
     placement = min(options, key=lambda each: each.spill)
     x[placement.column] += 1
-    wanted = footprint(model.tree, model.shape(candidate.service, role, shape))
+    wanted = model.print_of(placement)
     domain = placement.domain
     if not wanted.single:
         spread = model.spread[wanted, domain]
@@ -293,13 +298,13 @@ def _place(
         x[spread[place]] += 1
         domain = place
     blocks = _blocks(model, candidate.service, role, shape, nodes, wanted)
-    for block, node in blocks:
-        flow = model.flow[block, domain]
+    for number, node in blocks:
+        flow = model.flow[number, domain]
         cell = model.tree.node_cell[node]
         if cell not in flow:
             return False
         x[flow[cell]] += 1
-        arrivals[node].append(block.gpus)
+        arrivals[node].append(model.blocks[number].gpus)
     return True
 
 
@@ -309,12 +314,13 @@ def _blocks(
     role: str,
     shape: int,
     nodes: tuple[int, ...],
-    wanted: Footprint,
-) -> list[tuple[Block, int]]:
+    wanted: Wanted,
+) -> list[tuple[int, int]]:
+    """Number of each block of an instance and its node."""
     if wanted.single:
-        return [(wanted.blocks[0][0], nodes[0])]
+        return [(wanted.parts[0][0], nodes[0])]
     pods = model.shape(service, role, shape).pod_list
-    return [(Block(*pod), node) for pod, node in zip(pods, nodes, strict=True)]
+    return [(model.block_number(*pod), node) for pod, node in zip(pods, nodes, strict=True)]
 
 
 def _fill(model: Model, x: list[int], arrivals: dict[int, list[int]]) -> None:

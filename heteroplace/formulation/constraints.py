@@ -7,11 +7,11 @@ also recorded there (``Model.derived``), so that a plan can be turned into a com
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from fractions import Fraction
 from math import gcd, lcm
+from operator import mul
 
-from heteroplace.footprint import Block, Footprint
 from heteroplace.formulation.hull import Change, Hull, reachable
 from heteroplace.formulation.packing import Pool
 from heteroplace.formulation.program import INFINITE, GroupBlock
@@ -28,40 +28,41 @@ def running(model: Model) -> None:
         if len(leaver.columns) == 2:
             terms = [(column, 1) for column in leaver.columns]
             program.row("running", terms, upper=len(leaver.members))
-    for (service, role), demand in model.demands.items():
-        terms = [
-            (leaver.removed, demand.shapes[leaver.shape])
-            for candidate in model.of_service[service]
-            for leaver in leavers_of(model, candidate, role)
-            if leaver.removed is not None
-        ]
-        if terms:
-            program.row("running", terms, upper=demand.surplus)
+    losing: dict[tuple[int, str], Terms] = defaultdict(list)
+    for leaver in model.leavers:
+        if leaver.removed is not None:
+            role = (model.service_of_group(leaver.group), leaver.role)
+            losing[role].append((leaver.removed, model.demands[role].shapes[leaver.shape]))
+    for role, terms in losing.items():
+        program.row("running", terms, upper=model.demands[role].surplus)
     moves = [(leaver.moved, 1) for leaver in model.leavers if leaver.moved is not None]
     if moves:
         program.row("running", moves, upper=model.instance.cycle.max_migrations)
-    _match_moves(model)
+        _match_moves(model)
 
 
 def _match_moves(model: Model) -> None:
     """A moved instance is placed again, in its group and shape."""
     for candidate in model.candidates:
+        if candidate.running is None:
+            continue
         for role in model.service(candidate.service).roles:
             moved: dict[int, Terms] = defaultdict(list)
             for leaver in leavers_of(model, candidate, role):
                 if leaver.moved is not None:
                     moved[leaver.shape].append((leaver.moved, -1))
-            scales_out = model.demands[candidate.service, role].missing > 0
+            if not moved:
+                continue
             placed: dict[int, Terms] = defaultdict(list)
             for placement in model.placements_of.get((candidate.index, role), ()):
                 placed[placement.shape].append((placement.column, 1))
-            for shape in sorted(moved.keys() | placed.keys()):
-                if moved[shape] or not scales_out:
-                    terms = placed[shape] + moved[shape]
-                    if scales_out:
-                        model.program.row("running", terms, lower=0)
-                    else:
-                        model.program.row("running", terms, lower=0, upper=0)
+            scales_out = model.demands[candidate.service, role].missing > 0
+            for shape in sorted(moved):
+                terms = placed[shape] + moved[shape]
+                if scales_out:
+                    model.program.row("running", terms, lower=0)
+                else:
+                    model.program.row("running", terms, lower=0, upper=0)
 
 
 def no_reuse(model: Model) -> None:
@@ -81,24 +82,37 @@ def integrity(model: Model) -> None:
     Instances of one footprint that enter at one domain are interchangeable; ``spread`` counts how
     many of them each domain of the level holds.
     """
-    entering: dict[tuple[Footprint, int], Terms] = defaultdict(list)
-    for placement in model.placements:
-        wanted = model.print_of(placement)
+    spreading = []
+    for (wanted, domain), columns in model.entered.items():
         if wanted.single:
-            block = wanted.blocks[0][0]
-            model.entering[block, placement.domain].append((placement.column, 1))
+            _enter(model, wanted.parts[0][0], domain, columns, 1)
         else:
-            entering[wanted, placement.domain].append((placement.column, 1))
-    for (wanted, domain), terms in entering.items():
-        most = _upper(model, terms)
-        places = [place for place in model.places(wanted, domain) if model.fits(wanted, place)]
-        spread = {place: model.program.column(most) for place in places}
+            spreading.append((wanted, domain, columns))
+    for wanted, domain, columns in spreading:
+        most = sum(model.program.upper[column] for column in columns)
+        places = model.places(wanted, domain)
+        spread = dict(zip(places, model.program.add_columns([most] * len(places)), strict=True))
         model.spread[wanted, domain] = spread
-        down = [(column, -1) for column in spread.values()]
-        model.program.row("integrity", terms + down, lower=0, upper=0)
+        _balance(model, "integrity", columns, [1] * len(columns), spread.values())
         for place, column in spread.items():
-            for block, count in wanted.blocks:
-                model.entering[block, place].append((column, count))
+            for block, count in wanted.parts:
+                _enter(model, block, place, [column], count)
+
+
+def _enter(model: Model, block: int, domain: int, columns: list[int], count: int) -> None:
+    """Each of the columns brings that many blocks into a domain."""
+    entering, counts = model.entering[block, domain]
+    entering.extend(columns)
+    counts.extend([count] * len(columns))
+
+
+def _balance(
+    model: Model, unit: str, columns: list[int], counts: list[int], below: Collection[int]
+) -> None:
+    """What enters a domain is what its parts get; no column is on both sides."""
+    model.program.distinct_row(
+        unit, [*columns, *below], counts + [-1] * len(below), lower=0, upper=0
+    )
 
 
 def colocation(model: Model) -> None:
@@ -107,35 +121,27 @@ def colocation(model: Model) -> None:
     Blocks of one size that enter at one domain are interchangeable; ``flow`` counts how many of
     them each cell of the domain gets.
     """
-    arriving: dict[tuple[int, Block], Terms] = defaultdict(list)
-    for (block, domain), terms in model.entering.items():
-        cells = [
-            cell
-            for cell in model.tree.cells_below[domain]
-            if model.tree.cells[cell].gpu_type == block.gpu_type
-            and model.cell_room(cell, block.gpus)
-        ]
-        flow = {
-            cell: model.program.column(min(model.cell_room(cell, block.gpus), _upper(model, terms)))
-            for cell in cells
-        }
-        model.flow[block, domain] = flow
-        down = [(column, -1) for column in flow.values()]
-        model.program.row("colocation", terms + down, lower=0, upper=0)
-        for cell, column in flow.items():
-            arriving[cell, block].append((column, 1))
-    for (cell, block), terms in arriving.items():
-        if len(terms) == 1:
-            model.arriving[cell][block.gpus] = terms[0][0]
+    program = model.program
+    arriving: dict[tuple[int, int], list[int]] = defaultdict(list)
+    for (number, domain), (columns, counts) in model.entering.items():
+        block = model.blocks[number]
+        room = model.cell_rooms(block.gpu_type, block.gpus)
+        most = sum(map(mul, counts, map(program.upper.__getitem__, columns)))
+        cells = [cell for cell in model.tree.cells_below[domain] if room[cell]]
+        added = program.add_columns([min(room[cell], most) for cell in cells])
+        model.flow[number, domain] = dict(zip(cells, added, strict=True))
+        _balance(model, "colocation", columns, counts, added)
+        for cell, column in zip(cells, added, strict=True):
+            arriving[cell, number].append(column)
+    for (cell, number), columns in arriving.items():
+        block = model.blocks[number]
+        if len(columns) == 1:
+            model.arriving[cell][block.gpus] = columns[0]
         else:
-            total = model.program.column(model.cell_room(cell, block.gpus))
-            model.program.row("colocation", [*terms, (total, -1)], lower=0, upper=0)
+            total = program.column(model.cell_rooms(block.gpu_type, block.gpus)[cell])
+            _balance(model, "colocation", columns, [1] * len(columns), [total])
             model.arriving[cell][block.gpus] = total
-            model.derive(total, [(column, 1) for column, _ in terms])
-
-
-def _upper(model: Model, terms: Terms) -> int:
-    return sum(coefficient * model.program.upper[column] for column, coefficient in terms)
+            model.derive(total, [(column, 1) for column in columns])
 
 
 def capacity(model: Model) -> None:
@@ -156,11 +162,13 @@ def capacity(model: Model) -> None:
 
 def _make_pool(model: Model, nodes: list[int], counts: dict[int, int]) -> Pool:
     weighs = model.instance.objective.weights.fragmentation > 0
+    smallest, used = min(counts), model.tree.used
     free: dict[int, int] = {}
     whole: dict[int, list[int]] = defaultdict(list)
     for node in nodes:
-        room, machine = model.potential[node], model.instance.nodes[node]
-        if weighs and room == machine.gpus and min(counts) < room and not model.tree.used[node]:
+        room = model.potential[node]
+        breakable = weighs and smallest < room and not used[node]
+        if breakable and room == model.instance.nodes[node].gpus:
             whole[room].append(node)
         else:
             free[node] = room
@@ -218,7 +226,7 @@ def _repair_capacity(model: Model) -> None:
         over = model.tree.used[node] - (machine.gpus - machine.reserved)
         if over <= 0:
             continue
-        if leaving[node]:
+        if node in leaving:
             rest = model.program.column(over)
             model.program.row("capacity", [(rest, 1), *leaving[node]], lower=over)
             model.repair(rest, Fraction(1))
@@ -229,30 +237,29 @@ def _repair_capacity(model: Model) -> None:
 
 def delivered(model: Model, candidate: Candidate, role: str) -> tuple[Terms, int]:
     """Delivered capacity of a role in a group, in grains: columns and what stays for sure."""
-    demand = model.demands[candidate.service, role]
-    return _weighted(model, candidate, role, demand.shapes)
+    shapes = model.demands[candidate.service, role].shapes
+    terms = [
+        (placement.column, shapes[placement.shape])
+        for placement in model.placements_of.get((candidate.index, role), ())
+    ]
+    if candidate.running is None:
+        return terms, 0
+    for leaver in leavers_of(model, candidate, role):
+        terms.extend((column, -shapes[leaver.shape]) for column in leaver.columns)
+    ready = model.ready_of.get((candidate.running, role), ())
+    return terms, sum([shapes[shape] for _, shape in ready])
 
 
 def counted(model: Model, candidate: Candidate, role: str) -> tuple[Terms, int]:
     """Delivering instances of a role in a group: columns and constant."""
-    return _weighted(model, candidate, role, (1,) * len(model.role(candidate.service, role).shapes))
-
-
-def _weighted(
-    model: Model, candidate: Candidate, role: str, weights: tuple[int, ...]
-) -> tuple[Terms, int]:
     terms = [
-        (placement.column, weights[placement.shape])
-        for placement in model.placements_of.get((candidate.index, role), ())
+        (placement.column, 1) for placement in model.placements_of.get((candidate.index, role), ())
     ]
-    constant = 0
-    if candidate.running is not None:
-        constant = sum(
-            weights[shape] for _, shape in model.ready_of.get((candidate.running, role), ())
-        )
-        for leaver in leavers_of(model, candidate, role):
-            terms.extend((column, -weights[leaver.shape]) for column in leaver.columns)
-    return terms, constant
+    if candidate.running is None:
+        return terms, 0
+    for leaver in leavers_of(model, candidate, role):
+        terms.extend((column, -1) for column in leaver.columns)
+    return terms, len(model.ready_of.get((candidate.running, role), ()))
 
 
 def leavers_of(model: Model, candidate: Candidate, role: str) -> list[Leaver]:
@@ -556,61 +563,58 @@ def target(model: Model) -> None:
             _repair_target(model, service, role, demand)
 
 
-def _added(model: Model, service: int, role: str) -> dict[int, Terms]:
-    """Columns that count the added instances of each shape, moved ones excluded."""
-    added: dict[int, Terms] = defaultdict(list)
-    for candidate in model.of_service[service]:
-        for placement in model.placements_of.get((candidate.index, role), ()):
-            added[placement.shape].append((placement.column, 1))
-        for leaver in leavers_of(model, candidate, role):
-            if leaver.moved is not None:
-                added[leaver.shape].append((leaver.moved, -1))
-    return {shape: terms for shape, terms in added.items() if any(a > 0 for _, a in terms)}
-
-
 def _add_target(model: Model, service: int, role: str, demand: Demand) -> None:
-    added = _added(model, service, role)
-    unmet = model.program.column(demand.missing)
+    program = model.program
+    unmet = program.column(demand.missing)
     model.unmet[service, role] = unmet
+    placed = model.placed.get((service, role), {})
+    # Instances that are moved are placed again, but not added.
+    moved = model.moved.get((service, role), {})
+    columns: list[int] = []
+    capacities: list[int] = []
+    added: dict[int, Terms] = {}
+    for shape, entering in placed.items():
+        if entering:
+            leaving = moved.get(shape, [])
+            columns += entering + leaving
+            signs = [1] * len(entering) + [-1] * len(leaving)
+            capacities += [demand.shapes[shape] * sign for sign in signs]
+            added[shape] = list(zip(entering + leaving, signs, strict=True))
     if not added:
-        model.program.row("target", [(unmet, 1)], lower=demand.missing)
+        program.row("target", [(unmet, 1)], lower=demand.missing)
         model.derive(unmet, [], demand.missing)
         return
-    total = [
-        (column, sign * demand.shapes[shape])
-        for shape, terms in added.items()
-        for column, sign in terms
-    ]
-    model.program.row("target", [*total, (unmet, 1)], lower=demand.missing)
-    model.derive(unmet, [(column, -value) for column, value in total], demand.missing)
+    program.distinct_row("target", [*columns, unmet], [*capacities, 1], lower=demand.missing)
+    model.derive(
+        unmet,
+        [(column, -value) for column, value in zip(columns, capacities, strict=True)],
+        demand.missing,
+    )
     largest = max(demand.shapes[shape] for shape in added)
-    model.program.row("target", total, upper=demand.missing + largest - 1)
+    top = demand.missing + largest - 1
+    program.distinct_row("target", columns, capacities, upper=top)
     for shape, terms in added.items():
         capacity_ = demand.shapes[shape]
         if capacity_ < largest:
-            used = model.program.column(1)
+            used = program.column(1)
             most = -(-demand.missing // capacity_)
-            model.program.row("target", [*terms, (used, -most)], upper=0)
-            slack = largest - capacity_
-            model.program.row("target", [*total, (used, slack)], upper=demand.missing + largest - 1)
+            program.row("target", [*terms, (used, -most)], upper=0)
+            program.distinct_row(
+                "target", [*columns, used], [*capacities, largest - capacity_], upper=top
+            )
             model.derive(used, terms, switch=True)
 
 
 def _repair_target(model: Model, service: int, role: str, demand: Demand) -> None:
     """A role that scales in is asked to lose what it has above its target."""
-    ready = [
-        demand.shapes[shape]
-        for candidate in model.of_service[service]
-        if candidate.running is not None
-        for _, shape in model.ready_of.get((candidate.running, role), ())
-    ]
-    grain = gcd(*ready)
+    grain = gcd(*(demand.shapes[shape] for shape in model.state.served[service, role]))
     weight = model.role(service, role).gpus_per_capacity * demand.grain
     model.repair_constant += demand.surplus // grain * grain * weight
+    worth = [-weight * capacity for capacity in demand.shapes]
     for candidate in model.of_service[service]:
         for leaver in leavers_of(model, candidate, role):
             if leaver.removed is not None:
-                model.repair(leaver.removed, -weight * demand.shapes[leaver.shape])
+                model.repair(leaver.removed, worth[leaver.shape])
 
 
 def limits(model: Model) -> None:

@@ -2,120 +2,101 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
 from fractions import Fraction
 
 from heteroplace.formulation.constraints import alive_column
+from heteroplace.formulation.program import Share
 from heteroplace.formulation.variables import Leaver, Model
-from heteroplace.instance import Shape
+from heteroplace.instance import Role, Shape
 from heteroplace.topology import TIERS
 
 ZERO = Fraction(0)
 
 
 class Amount:
-    """A linear expression with rational coefficients."""
+    """A linear expression with rational coefficients, each with the columns that share it."""
 
     def __init__(self) -> None:
-        self.terms: dict[int, Fraction | int] = {}
+        self.shares: list[Share] = []
         self.constant = ZERO
 
-    def add(self, column: int, value: Fraction | int) -> None:
-        """Add a term."""
-        terms = self.terms
-        terms[column] = terms[column] + value if column in terms else value
+    def add(self, columns: Iterable[int], value: Fraction | int) -> None:
+        """Add columns that have a value each."""
+        self.shares.append((value, tuple(columns)))
 
     def include(self, other: Amount, weight: Fraction) -> None:
         """Add another expression, weighted."""
-        if not weight:
-            return
-        # Few values occur, in many columns; exact products are slow to take one by one.
-        product = {value: weight * value for value in set(other.terms.values())}
-        terms = self.terms
-        for column, value in other.terms.items():
-            terms[column] = terms[column] + product[value] if column in terms else product[value]
-        self.constant += weight * other.constant
-
-
-def _ready(model: Model) -> Iterator[tuple[int, Shape, str, tuple[int, ...]]]:
-    """Group, shape, role and nodes of every ready instance."""
-    index_of = model.instance.node_index
-    for group, running in enumerate(model.instance.running):
-        for each in running.instances:
-            if each.state == "ready":
-                shape = model.tree.shape_of(running, each)
-                yield group, shape, each.role, tuple(index_of[name] for name in each.nodes)
+        if weight:
+            self.shares.extend((weight * value, columns) for value, columns in other.shares)
+            self.constant += weight * other.constant
 
 
 def _shape(model: Model, leaver: Leaver) -> Shape:
     return model.shape(model.service_of_group(leaver.group), leaver.role, leaver.shape)
 
 
-def _leave(amount: Amount, leaver: Leaver, value: Fraction) -> None:
-    for column in leaver.columns:
-        amount.add(column, -value)
-
-
 def rdma(model: Model) -> Amount:
     """GPUs on medium and high RDMA subgroups, at the price of their tier."""
+    tree, amount = model.tree, Amount()
     prices = model.instance.objective.tier_prices
-    price = [getattr(prices, tier) for tier in TIERS]
-    amount = Amount()
+    price: list[Fraction] = [getattr(prices, tier) for tier in TIERS]
+    arriving: dict[tuple[int, int], list[int]] = defaultdict(list)
     for cell, counts in model.arriving.items():
         for gpus, column in counts.items():
-            amount.add(column, gpus * price[model.tree.cells[cell].tier])
-
-    def paid(shape: Shape, nodes: tuple[int, ...]) -> Fraction:
-        pods = zip(nodes, shape.pod_list, strict=True)
-        return sum((gpus * price[model.tree.node_tier[node]] for node, (_, gpus) in pods), ZERO)
-
-    for _, shape, _, nodes in _ready(model):
-        amount.constant += paid(shape, nodes)
+            arriving[tree.cells[cell].tier, gpus].append(column)
+    for (tier, gpus), columns in arriving.items():
+        amount.add(columns, gpus * price[tier])
+    amount.constant = _paid(model.state.tier_gpus, price)
+    leaving: dict[tuple[int, ...], list[int]] = defaultdict(list)
     for leaver in model.leavers:
-        _leave(amount, leaver, paid(_shape(model, leaver), leaver.nodes))
+        tier_gpus = [0] * len(TIERS)
+        for node, (_, gpus) in zip(leaver.nodes, _shape(model, leaver).pod_list, strict=True):
+            tier_gpus[tree.node_tier[node]] += gpus
+        leaving[tuple(tier_gpus)].extend(leaver.columns)
+    for left, columns in leaving.items():
+        amount.add(columns, -_paid(left, price))
     return amount
+
+
+def _paid(tier_gpus: Iterable[int], price: list[Fraction]) -> Fraction:
+    return sum((gpus * each for gpus, each in zip(tier_gpus, price, strict=True)), ZERO)
 
 
 def shape(model: Model) -> Amount:
     """Cost of the shapes, their rank by default."""
     amount = Amount()
-    cost = {
-        (index, name, place): role.shape_cost(place)
-        for index, service in enumerate(model.instance.services)
-        for name, role in service.roles.items()
-        for place in range(len(role.shapes))
-    }
-    for placement in model.placements:
-        service = model.candidates[placement.candidate].service
-        amount.add(placement.column, cost[service, placement.role, placement.shape])
-    for (group, role), members in model.ready_of.items():
-        served = model.role(model.service_of_group(group), role)
-        amount.constant += sum((served.shape_cost(place) for _, place in members), ZERO)
+    for (service, name), placed in model.placed.items():
+        role = model.role(service, name)
+        for place, columns in placed.items():
+            amount.add(columns, _shape_cost(role, place))
+    for (service, name), ready in model.state.served.items():
+        role = model.role(service, name)
+        for place, count in ready.items():
+            cost = _shape_cost(role, place)
+            if cost:
+                amount.constant += count * cost
     for leaver in model.leavers:
-        served = model.role(model.service_of_group(leaver.group), leaver.role)
-        _leave(amount, leaver, served.shape_cost(leaver.shape))
+        role = model.role(model.service_of_group(leaver.group), leaver.role)
+        amount.add(leaver.columns, -_shape_cost(role, leaver.shape))
     return amount
+
+
+def _shape_cost(role: Role, place: int) -> Fraction | int:
+    """As :meth:`Role.shape_cost`; a rank stays an integer, which adds up faster."""
+    return place if role.shapes[place].cost is None else role.shape_cost(place)
 
 
 def spill(model: Model) -> Amount:
     """GPUs of instances outside the home domain at the preferred level."""
     amount = Amount()
-    for placement in model.placements:
-        if placement.spill:
-            service = model.candidates[placement.candidate].service
-            gpus = model.shape(service, placement.role, placement.shape).gpus
-            amount.add(placement.column, gpus)
-    tree = model.tree
-    for group, placed, _, nodes in _ready(model):
-        running = model.instance.running[group]
-        served = model.service(model.service_of_group(group))
-        if served.affinity.preferred is not None and not any(
-            all(tree.contains(home, node) for node in nodes) for home in tree.homes(running)
-        ):
-            amount.constant += placed.gpus
+    for (service, role, place), columns in model.spilling.items():
+        amount.add(columns, model.shape(service, role, place).gpus)
+    amount.constant += model.state.away_gpus
     for leaver in model.leavers:
         if leaver.away:
-            _leave(amount, leaver, Fraction(_shape(model, leaver).gpus))
+            amount.add(leaver.columns, -_shape(model, leaver).gpus)
     return amount
 
 
@@ -123,27 +104,22 @@ def new_group(model: Model) -> Amount:
     """Groups opened."""
     amount = Amount()
     if model.instance.objective.weights.new_group:
-        for candidate in model.candidates:
-            if candidate.running is None:
-                amount.add(alive_column(model, candidate), 1)
+        opened = [candidate for candidate in model.candidates if candidate.running is None]
+        amount.add([alive_column(model, candidate) for candidate in opened], 1)
     return amount
 
 
 def fragmentation(model: Model) -> Amount:
     """Wholly free nodes that get a pod smaller than themselves."""
     amount = Amount()
-    for pool in model.pools.values():
-        for column in pool.broken.values():
-            amount.add(column, 1)
+    amount.add([column for pool in model.pools.values() for column in pool.broken.values()], 1)
     return amount
 
 
 def migration(model: Model) -> Amount:
     """Instances moved."""
     amount = Amount()
-    for leaver in model.leavers:
-        if leaver.moved is not None:
-            amount.add(leaver.moved, 1)
+    amount.add([leaver.moved for leaver in model.leavers if leaver.moved is not None], 1)
     return amount
 
 
@@ -160,25 +136,21 @@ COSTS: tuple[Callable[[Model], Amount], ...] = (
 def add_steps(model: Model) -> None:
     """Add the lexicographic steps to the program."""
     instance = model.instance
+    lacking: dict[int, list[tuple[int, str]]] = defaultdict(list)
+    for service, name in model.unmet:
+        lacking[model.service(service).priority].append((service, name))
     for priority in instance.priorities:
-        unmet, short = Amount(), Amount()
-        below = False
-        for index, service in enumerate(instance.services):
-            if service.priority != priority:
-                continue
-            for name, role in service.roles.items():
-                demand = model.demands[index, name]
-                weight = role.gpus_per_capacity * demand.grain
-                column = model.unmet.get((index, name))
-                if column is None:
-                    continue
-                unmet.add(column, weight)
-                if demand.now < demand.minimum:
-                    below = True
-                    short.add(_shortfall(model, column, demand.target - demand.minimum), weight)
-        if below:
-            _step(model, f"minimum[{priority}]", short.terms, short.constant)
-        _step(model, f"unmet[{priority}]", unmet.terms, unmet.constant)
+        unmet: dict[int, Fraction] = {}
+        short: dict[int, Fraction] = {}
+        for service, name in lacking[priority]:
+            demand, column = model.demands[service, name], model.unmet[service, name]
+            weight = model.role(service, name).gpus_per_capacity * demand.grain
+            unmet[column] = weight
+            if demand.now < demand.minimum:
+                short[_shortfall(model, column, demand.target - demand.minimum)] = weight
+        if short:
+            _step(model, f"minimum[{priority}]", short, ZERO)
+        _step(model, f"unmet[{priority}]", unmet, ZERO)
     # Leaver columns that no constraint reads twice keep their own repair weights.
     for leaver in model.leavers:
         gpus = Fraction(_shape(model, leaver).gpus)
@@ -186,14 +158,19 @@ def add_steps(model: Model) -> None:
             if broken:
                 for column in leaver.columns:
                     model.repair(column, -gpus)
-    _step(model, "repair", model.repair_terms, model.repair_constant + _misplaced(model))
+    _step(model, "repair", model.repair_terms, model.repair_constant + model.state.misplaced_gpus)
     total = Amount()
     for cost in COSTS:
         total.include(cost(model), getattr(instance.objective.weights, cost.__name__))
-    _step(model, "cost", total.terms, total.constant)
+    _step(model, "cost", total.shares, total.constant)
 
 
-def _step(model: Model, name: str, terms: Mapping[int, Fraction | int], constant: Fraction) -> None:
+def _step(
+    model: Model,
+    name: str,
+    terms: Mapping[int, Fraction | int] | Iterable[Share],
+    constant: Fraction,
+) -> None:
     # Every step is a sum of amounts of which none is negative: docs/problem.md.
     model.program.step(name, terms, constant, nonnegative=True)
 
@@ -204,15 +181,3 @@ def _shortfall(model: Model, unmet: int, slack: int) -> int:
     model.program.row("limits", [(column, 1), (unmet, -1)], lower=-slack)
     model.derive(column, [(unmet, 1)], -slack)
     return column
-
-
-def _misplaced(model: Model) -> Fraction:
-    """GPUs of ready instances outside their group's domain, and of split ones."""
-    tree, total = model.tree, 0
-    for group, placed, _, nodes in _ready(model):
-        domain = tree.group_domain(model.instance.running[group])
-        if not all(tree.contains(domain, node) for node in nodes):
-            total += placed.gpus
-        if not tree.in_one_domain(nodes, tree.shape_rank(placed)):
-            total += placed.gpus
-    return Fraction(total)

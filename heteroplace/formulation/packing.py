@@ -65,6 +65,7 @@ class Pool:
             self._add_arcs(program)
 
     def _add_chain(self, program: Program) -> None:
+        nodes = Counter(self.free.values())
         for size in self.counts:
             terms = []
             for larger, column in self.counts.items():
@@ -73,7 +74,9 @@ class Pool:
                     if larger in self.filled:
                         terms.append((self.filled[larger], -(larger // size)))
             terms.extend((column, -(gpus // size)) for gpus, column in self.broken.items())
-            program.row(UNIT, terms, upper=sum(free // size for free in self.free.values()))
+            program.row(
+                UNIT, terms, upper=sum(count * (free // size) for free, count in nodes.items())
+            )
 
     def _add_arcs(self, program: Program) -> None:
         ends = Counter(self.free.values())

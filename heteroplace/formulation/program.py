@@ -6,7 +6,7 @@ All coefficients are integers, so a solution can be verified exactly.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import cached_property
@@ -21,6 +21,7 @@ LARGEST_REACH = 2**60
 CHECK_EVERY = 1000
 
 Ints = NDArray[np.int64]
+Share = tuple[Fraction | int, Sequence[int]]
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,6 @@ class Program:
     """
 
     deadline: float | None = None
-    lower: list[int] = field(default_factory=list)
     upper: list[int] = field(default_factory=list)
     row_lower: list[int] = field(default_factory=list)
     row_upper: list[int] = field(default_factory=list)
@@ -133,13 +133,27 @@ class Program:
     blocks: list[GroupBlock] = field(default_factory=list)
     owners: dict[int, int] = field(default_factory=dict)
 
+    @property
+    def lower(self) -> list[int]:
+        """Lower bounds of the columns: no count is negative."""
+        return [0] * len(self.upper)
+
     def column(self, upper: int) -> int:
         """Add an integer column from 0 to a limit and return its number."""
-        self.lower.append(0)
+        number = len(self.upper)
         self.upper.append(upper)
-        if not len(self.lower) % CHECK_EVERY:
+        if not (number + 1) % CHECK_EVERY:
             self._check_time()
-        return len(self.lower) - 1
+        return number
+
+    def add_columns(self, uppers: Sequence[int]) -> range:
+        """Add integer columns from 0 to each of some limits and return their numbers."""
+        first = len(self.upper)
+        self.upper.extend(uppers)
+        last = len(self.upper)
+        if first // CHECK_EVERY != last // CHECK_EVERY:
+            self._check_time()
+        return range(first, last)
 
     def row(
         self,
@@ -149,17 +163,44 @@ class Program:
         upper: int = INFINITE,
     ) -> None:
         """Add ``lower <= sum(coefficient * column) <= upper`` on behalf of a named unit."""
-        merged: dict[int, int] = {}
-        for column, coefficient in terms.items() if isinstance(terms, Mapping) else terms:
-            merged[column] = merged.get(column, 0) + coefficient
-        merged = {column: value for column, value in merged.items() if value}
-        divisor = gcd(*merged.values()) if merged else 1
+        pairs = terms if isinstance(terms, list) else list(_pairs(terms))
+        merged = dict(pairs)
+        if len(merged) < len(pairs):
+            merged = dict.fromkeys(merged, 0)
+            for column, coefficient in pairs:
+                merged[column] += coefficient
+        values = merged.values()
+        if 0 in values:
+            merged = {column: value for column, value in merged.items() if value}
+            values = merged.values()
+        self.distinct_row(unit, merged, values, lower, upper)
+
+    def distinct_row(
+        self,
+        unit: str,
+        columns: Collection[int],
+        coefficients: Collection[int],
+        lower: int = -INFINITE,
+        upper: int = INFINITE,
+    ) -> None:
+        """Add a row as :meth:`row` does, of columns that all differ.
+
+        Parameters
+        ----------
+        unit
+            Who adds it.
+        columns, coefficients
+            Of equal length; no column twice, no coefficient 0.
+        lower, upper
+            Limits of the sum.
+        """
+        divisor = gcd(*coefficients)
         if divisor > 1:
-            merged = {column: value // divisor for column, value in merged.items()}
+            coefficients = [value // divisor for value in coefficients]
             lower = lower if lower == -INFINITE else -(-lower // divisor)
             upper = upper if upper == INFINITE else upper // divisor
-        self.columns.extend(merged)
-        self.coefficients.extend(merged.values())
+        self.columns.extend(columns)
+        self.coefficients.extend(coefficients)
         self.starts.append(len(self.columns))
         self.row_lower.append(lower)
         self.row_upper.append(upper)
@@ -174,27 +215,49 @@ class Program:
     def step(
         self,
         name: str,
-        terms: Mapping[int, Fraction | int],
+        terms: Mapping[int, Fraction | int] | Iterable[Share],
         constant: Fraction,
         *,
         nonnegative: bool = False,
     ) -> None:
-        """Add an objective step with rational coefficients."""
-        values = {column: value for column, value in terms.items() if value}
-        distinct = set(values.values())
-        scale = lcm(constant.denominator, *(value.denominator for value in distinct))
-        scaled = {value: int(value * scale) for value in distinct}
-        offset = int(constant * scale)
-        divisor = gcd(offset, *scaled.values()) or 1
-        whole = {value: amount // divisor for value, amount in scaled.items()}
-        exact = tuple(whole[value] for value in values.values())
-        most = [self.upper[column] for column in values]
-        reach = sum(map(mul, map(abs, exact), most))
+        """Add an objective step with rational coefficients.
+
+        Parameters
+        ----------
+        name
+            As in :class:`heteroplace.plan.Step`.
+        terms
+            Coefficient of each column, or coefficients with the columns that share them; those of
+            a column add up.
+        constant
+            What no column changes.
+        nonnegative
+            As in :class:`ProgramStep`.
+        """
+        # Few coefficients occur, in many columns: rational arithmetic is for those few only.
+        shares: list[Share] = (
+            [(value, (column,)) for column, value in terms.items()]
+            if isinstance(terms, Mapping)
+            else list(terms)
+        )
+        scale = lcm(constant.denominator, *{value.denominator for value, _ in shares})
+        sums: dict[int, int] = {}
+        for value, columns in shares:
+            whole = value.numerator * (scale // value.denominator)
+            for column in columns:
+                sums[column] = sums.get(column, 0) + whole
+        offset = constant.numerator * (scale // constant.denominator)
+        distinct = set(sums.values())
+        divisor = gcd(offset, *distinct) or scale
+        unscaled = {value: value // divisor for value in distinct}
+        exact = {column: unscaled[value] for column, value in sums.items() if value}
+        most = [self.upper[column] for column in exact]
+        reach = sum(map(mul, map(abs, exact.values()), most))
         self.steps.append(
             ProgramStep(
                 name=name,
-                columns=np.fromiter(values, np.int64, len(values)),
-                exact=exact,
+                columns=np.fromiter(exact, np.int64, len(exact)),
+                exact=tuple(exact.values()),
                 constant=offset // divisor,
                 unit=Fraction(divisor, scale),
                 quantum=reach // LARGEST_REACH + 1,
@@ -205,7 +268,7 @@ class Program:
     @property
     def shape(self) -> tuple[int, int, int]:
         """Columns, rows, nonzeros."""
-        return len(self.lower), len(self.row_lower), len(self.columns)
+        return len(self.upper), len(self.row_lower), len(self.columns)
 
     def arrays(self) -> Arrays:
         """The rows and bounds as arrays.
@@ -215,23 +278,8 @@ class Program:
         OverflowError
             If a coefficient or the value of a row may not fit 63 bits.
         """
-        arrays = self._arrays()
-        reach = np.maximum(np.abs(arrays.lower), np.abs(arrays.upper)).astype(float)
-        terms = np.abs(arrays.coefficients) * reach[arrays.columns]
-        if np.any(np.bincount(self._rows(arrays), terms, len(self.row_lower)) >= INFINITE):
-            raise OverflowError("the value of a row may not fit 63 bits")
-        return arrays
-
-    @staticmethod
-    def _rows(arrays: Arrays) -> Ints:
-        """Row of every coefficient."""
-        lengths = np.diff(arrays.starts)
-        rows: Ints = np.repeat(np.arange(len(lengths)), lengths)
-        return rows
-
-    def _arrays(self) -> Arrays:
-        return Arrays(
-            np.array(self.lower, np.int64),
+        arrays = Arrays(
+            np.zeros(len(self.upper), np.int64),
             np.array(self.upper, np.int64),
             np.array(self.row_lower, np.int64),
             np.array(self.row_upper, np.int64),
@@ -241,6 +289,20 @@ class Program:
             tuple(self.blocks),
             self._owner(),
         )
+        lengths = np.diff(arrays.starts)
+        size = np.abs(arrays.coefficients.astype(float))
+        widest = float(lengths.max(initial=0)) * float(arrays.upper.max(initial=0))
+        if widest * size.max(initial=0) >= INFINITE:
+            # No row is as long, as steep and as high at once: look at each.
+            rows = np.repeat(np.arange(len(lengths)), lengths)
+            terms = size * arrays.upper[arrays.columns]
+            if np.any(np.bincount(rows, terms, len(lengths)) >= INFINITE):
+                raise OverflowError("the value of a row may not fit 63 bits")
+        return arrays
+
+
+def _pairs(terms: Mapping[int, int] | Iterable[tuple[int, int]]) -> Iterable[tuple[int, int]]:
+    return terms.items() if isinstance(terms, Mapping) else terms
 
     def _owner(self) -> Ints:
         owner = np.full(len(self.lower), -1, np.int64)

@@ -7,7 +7,8 @@ or moved away. Both are created here; every other column belongs to the unit tha
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
 from math import ceil, gcd, lcm
@@ -16,15 +17,16 @@ from heteroplace.footprint import Block, Footprint, footprint
 from heteroplace.formulation.hull import Hull
 from heteroplace.formulation.packing import Pool
 from heteroplace.formulation.program import Program
+from heteroplace.formulation.state import RunningState, read_running
 from heteroplace.instance import Instance, Role, Service, Shape
-from heteroplace.topology import TreeView
+from heteroplace.topology import ROOT, TreeView
 
 ZERO = Fraction(0)
 
 Terms = list[tuple[int, int]]
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False, slots=True)
 class Derived:
     """A column whose least value follows from others.
 
@@ -44,7 +46,7 @@ class Derived:
     switch: bool
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False, slots=True)
 class Candidate:
     """A deployment group that may get instances.
 
@@ -72,7 +74,7 @@ class Candidate:
     copy: int = 0
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False, slots=True)
 class Placement:
     """How many instances of a group, role and shape enter at a domain.
 
@@ -96,7 +98,7 @@ class Placement:
     column: int
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False, slots=True)
 class Leaver:
     """Equal ready instances of a running group, of which some may leave their place.
 
@@ -134,7 +136,7 @@ class Leaver:
         return tuple(column for column in (self.removed, self.moved) if column is not None)
 
 
-@dataclass
+@dataclass(slots=True)
 class Demand:
     """A role's request in whole numbers of a capacity grain.
 
@@ -165,6 +167,22 @@ class Demand:
         return max(0, self.now - self.target)
 
 
+@dataclass(frozen=True, eq=False)
+class Wanted(Footprint):
+    """A footprint as a model knows it: one object each, so that looking it up costs no hashing.
+
+    Parameters
+    ----------
+    parts
+        Its blocks by number, with their counts.
+    """
+
+    parts: tuple[tuple[int, int], ...]
+
+    __eq__ = object.__eq__
+    __hash__ = object.__hash__
+
+
 @dataclass
 class Model:
     """An instance as an integer program.
@@ -175,15 +193,19 @@ class Model:
         The view it was made from.
     program
         Columns, rows and steps.
+    state
+        What runs now.
     """
 
     tree: TreeView
     program: Program
+    state: RunningState
     candidates: list[Candidate] = field(default_factory=list)
     placements: list[Placement] = field(default_factory=list)
     leavers: list[Leaver] = field(default_factory=list)
     demands: dict[tuple[int, str], Demand] = field(default_factory=dict)
-    prints: dict[tuple[int, str, int], Footprint] = field(default_factory=dict)
+    blocks: list[Block] = field(default_factory=list)
+    prints: dict[tuple[int, str, int], Wanted] = field(default_factory=dict)
     placements_of: dict[tuple[int, str], list[Placement]] = field(
         default_factory=lambda: defaultdict(list)
     )
@@ -191,16 +213,26 @@ class Model:
         default_factory=lambda: defaultdict(list)
     )
     of_service: dict[int, list[Candidate]] = field(default_factory=lambda: defaultdict(list))
-    ready_of: dict[tuple[int, str], list[tuple[int, int]]] = field(
+    # Columns by what they place: units price and limit equal ones together.
+    placed: dict[tuple[int, str], dict[int, list[int]]] = field(
+        default_factory=lambda: defaultdict(dict)
+    )
+    moved: dict[tuple[int, str], dict[int, list[int]]] = field(
+        default_factory=lambda: defaultdict(dict)
+    )
+    spilling: dict[tuple[int, str, int], list[int]] = field(
         default_factory=lambda: defaultdict(list)
     )
+    entered: dict[tuple[Wanted, int], list[int]] = field(default_factory=dict)
     potential: list[int] = field(default_factory=list)
     largest: dict[str, list[int]] = field(default_factory=dict)
     # What the units leave for each other and for naming: docs/formulation.md.
     freed: dict[int, Terms] = field(default_factory=lambda: defaultdict(list))
-    entering: dict[tuple[Block, int], Terms] = field(default_factory=lambda: defaultdict(list))
-    spread: dict[tuple[Footprint, int], dict[int, int]] = field(default_factory=dict)
-    flow: dict[tuple[Block, int], dict[int, int]] = field(default_factory=dict)
+    entering: dict[tuple[int, int], tuple[list[int], list[int]]] = field(
+        default_factory=lambda: defaultdict(lambda: ([], []))
+    )
+    spread: dict[tuple[Wanted, int], dict[int, int]] = field(default_factory=dict)
+    flow: dict[tuple[int, int], dict[int, int]] = field(default_factory=dict)
     arriving: dict[int, dict[int, int]] = field(default_factory=lambda: defaultdict(dict))
     pools: dict[int, Pool] = field(default_factory=dict)
     singles: dict[int, dict[int, int]] = field(default_factory=dict)
@@ -215,9 +247,23 @@ class Model:
         default_factory=dict
     )
     hulls: dict[tuple[object, ...], Hull] = field(default_factory=dict)
-    _fits: dict[tuple[Footprint, int], bool] = field(default_factory=dict)
-    _rooms: dict[tuple[int, int], int] = field(default_factory=dict)
-    _room_of: dict[tuple[Footprint, int], int] = field(default_factory=dict)
+    _numbers: dict[Block, int] = field(default_factory=dict)
+    _wanted: dict[tuple[object, ...], Wanted] = field(default_factory=dict)
+    _fits: dict[Wanted, list[bool]] = field(default_factory=dict)
+    _cell_potential: list[dict[int, int]] = field(default_factory=list)
+    _rooms: dict[tuple[str, int], list[int]] = field(default_factory=dict)
+    _units: dict[tuple[str, int], list[int]] = field(default_factory=dict)
+    _room_of: dict[tuple[Wanted, int], int] = field(default_factory=dict)
+    _at_level: dict[tuple[str | None, int], list[int]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.instance: Instance = self.tree.instance
+        self.services = self.instance.services
+
+    @property
+    def ready_of(self) -> dict[tuple[int, str], list[tuple[int, int]]]:
+        """Number and shape of the ready instances by running group and role."""
+        return self.state.ready
 
     def derive(self, column: int, terms: Terms, constant: int = 0, *, switch: bool = False) -> None:
         """Record that a column is at least ``constant + terms`` (or 1 when that is above 0)."""
@@ -227,85 +273,135 @@ class Model:
         """Add a term to the ``repair`` step."""
         self.repair_terms[column] = self.repair_terms.get(column, ZERO) + weight
 
-    def print_of(self, placement: Placement) -> Footprint:
+    def wanted(self, service: int, role: str, shape: int) -> Wanted:
+        """Footprint of an instance of a shape."""
+        key = (service, role, shape)
+        known = self.prints.get(key)
+        if known is None:
+            served = self.shape(service, role, shape)
+            same = (served.pod_list, served.level)
+            known = self._wanted.get(same)
+            if known is None:
+                known = self._wanted[same] = self._numbered(footprint(self.tree, served))
+            self.prints[key] = known
+        return known
+
+    def _numbered(self, wanted: Footprint) -> Wanted:
+        for known in self._wanted.values():
+            if (known.rank, known.blocks) == (wanted.rank, wanted.blocks):
+                return known
+        parts = []
+        for block, count in wanted.blocks:
+            if block not in self._numbers:
+                self._numbers[block] = len(self.blocks)
+                self.blocks.append(block)
+            parts.append((self._numbers[block], count))
+        return Wanted(wanted.rank, wanted.blocks, tuple(parts))
+
+    def print_of(self, placement: Placement) -> Wanted:
         """Footprint of what is placed."""
         service = self.candidates[placement.candidate].service
         return self.prints[service, placement.role, placement.shape]
 
-    def cell_room(self, cell: int, gpus: int) -> int:
-        """Most blocks of a size that a cell can hold."""
-        key = (cell, gpus)
-        room = self._rooms.get(key)
-        if room is None:
-            room = sum(self.potential[node] // gpus for node in self.tree.cells[cell].nodes)
-            self._rooms[key] = room
-        return room
+    def block_number(self, gpu_type: str, gpus: int) -> int:
+        """Number of a block that some footprint has."""
+        return self._numbers[Block(gpu_type, gpus)]
 
-    def room(self, wanted: Footprint, domain: int) -> int:
+    def cell_rooms(self, gpu_type: str, gpus: int) -> list[int]:
+        """Most blocks of a size that each cell can hold; 0 in cells of another type."""
+        rooms = self._rooms.get((gpu_type, gpus))
+        if rooms is None:
+            rooms = [
+                sum(count * (free // gpus) for free, count in potential.items())
+                if cell.gpu_type == gpu_type
+                else 0
+                for cell, potential in zip(self.tree.cells, self._cell_potential, strict=True)
+            ]
+            self._rooms[gpu_type, gpus] = rooms
+        return rooms
+
+    def room(self, wanted: Wanted, domain: int) -> int:
         """No fewer instances of a footprint than a domain can hold."""
+        if wanted.single:
+            block = wanted.blocks[0][0]
+            return self.units(block.gpu_type, block.gpus, domain)
         key = (wanted, domain)
         known = self._room_of.get(key)
         if known is None:
             known = sum(
-                min(self._blocks(block, place) // count for block, count in wanted.blocks)
-                for place in (self.places(wanted, domain) if not wanted.single else (domain,))
+                min(
+                    self.units(block.gpu_type, block.gpus, place) // count
+                    for block, count in wanted.blocks
+                )
+                for place in self.places(wanted, domain)
             )
             self._room_of[key] = known
         return known
 
-    def _blocks(self, block: Block, domain: int) -> int:
-        return self.units(block.gpu_type, block.gpus, domain)
-
     def units(self, gpu_type: str, gpus: int, domain: int) -> int:
         """Most blocks of a size that the nodes of a type in a domain can hold."""
-        return sum(
-            self.cell_room(cell, gpus)
-            for cell in self.tree.cells_below[domain]
-            if self.tree.cells[cell].gpu_type == gpu_type
-        )
+        found = self._units.get((gpu_type, gpus))
+        if found is None:
+            found = [0] * len(self.tree.domains)
+            for cell, room in zip(self.tree.cells, self.cell_rooms(gpu_type, gpus), strict=True):
+                found[cell.domain] += room
+            for below in reversed(self.tree.domains[1:]):
+                found[below.parent] += found[below.index]
+            self._units[gpu_type, gpus] = found
+        return found[domain]
 
-    @property
-    def instance(self) -> Instance:
-        """The problem."""
-        return self.tree.instance
+    def at_level(self, level: str | None, under: int = ROOT) -> list[int]:
+        """Domains of a level in a domain, as :meth:`TreeView.at_level`."""
+        found = self._at_level.get((level, under))
+        if found is None:
+            found = self._at_level[level, under] = self.tree.at_level(level, under)
+        return found
 
     def service(self, index: int) -> Service:
         """A service by number."""
-        return self.instance.services[index]
+        return self.services[index]
 
     def role(self, service: int, name: str) -> Role:
         """A role by service number and name."""
-        return self.instance.services[service].roles[name]
+        return self.services[service].roles[name]
 
     def shape(self, service: int, role: str, shape: int) -> Shape:
         """A shape by service number, role and place."""
-        return self.instance.services[service].roles[role].shapes[shape]
+        return self.services[service].roles[role].shapes[shape]
 
     def service_of_group(self, group: int) -> int:
         """Service number of a running group."""
-        return self.instance.service_index[self.instance.running[group].service]
+        return self.state.services[group]
 
-    def fits(self, wanted: Footprint, domain: int) -> bool:
-        """Whether the domain has a place where every block fits a node."""
-        key = (wanted, domain)
-        known = self._fits.get(key)
-        if known is None:
-            known = any(
-                all(
-                    self.largest_free(block.gpu_type, place) >= block.gpus
+    def fits(self, wanted: Wanted) -> list[bool]:
+        """Per domain, whether it has a place where every block of a footprint fits a node."""
+        found = self._fits.get(wanted)
+        if found is None:
+            rank, domains = self._place_rank(wanted), self.tree.domains
+            found = [
+                domain.rank >= rank
+                and all(
+                    self.largest_free(block.gpu_type, domain.index) >= block.gpus
                     for block, _ in wanted.blocks
                 )
-                for place in self.places(wanted, domain)
-            )
-            self._fits[key] = known
-        return known
+                for domain in domains
+            ]
+            # Parents come before their children.
+            for domain in reversed(domains[1:]):
+                if found[domain.index] and domain.rank <= rank:
+                    found[domain.parent] = True
+            self._fits[wanted] = found
+        return found
 
-    def places(self, wanted: Footprint, domain: int) -> list[int]:
-        """Domains that may hold all blocks of one instance bound to a domain."""
-        rank = min(wanted.rank, len(self.instance.levels) - 1)
-        if self.tree.domains[domain].rank >= rank:
-            return [domain]
-        return [each for each in self.tree.below(domain) if self.tree.domains[each].rank == rank]
+    def places(self, wanted: Wanted, domain: int) -> list[int]:
+        """Domains that can hold all blocks of one instance bound to a domain."""
+        rank, domains, fits = self._place_rank(wanted), self.tree.domains, self.fits(wanted)
+        if domains[domain].rank >= rank:
+            return [domain] if fits[domain] else []
+        return [each for each in self.at_level(self.instance.levels[rank], domain) if fits[each]]
+
+    def _place_rank(self, wanted: Footprint) -> int:
+        return min(wanted.rank, len(self.instance.levels) - 1)
 
     def largest_free(self, gpu_type: str, domain: int) -> int:
         """Most GPUs of a type that one node of a domain may offer."""
@@ -328,7 +424,7 @@ def build_variables(tree: TreeView, program: Program) -> Model:
     Model
         With candidates, placements and leavers; no rows yet.
     """
-    model = Model(tree, program)
+    model = Model(tree, program, read_running(tree))
     _read_demands(model)
     _add_leavers(model)
     _find_potential(model)
@@ -337,27 +433,23 @@ def build_variables(tree: TreeView, program: Program) -> Model:
 
 
 def _read_demands(model: Model) -> None:
-    instance = model.instance
-    now: dict[tuple[int, str], Fraction] = defaultdict(Fraction)
-    for group, running in enumerate(instance.running):
-        number_of = instance.service_index[running.service]
-        for number, each in enumerate(running.instances):
-            if each.state == "ready":
-                role = model.role(number_of, each.role)
-                shape = role.shape_index[each.shape]
-                now[number_of, each.role] += role.shapes[shape].capacity
-                model.ready_of[group, each.role].append((number, shape))
-    for index, service in enumerate(instance.services):
+    for index, service in enumerate(model.services):
         for name, role in service.roles.items():
-            capacities = [shape.capacity for shape in role.shapes]
-            values = (role.target, role.min, now[index, name], *capacities)
+            values = (role.target, role.min, *(shape.capacity for shape in role.shapes))
             scale = lcm(*(value.denominator for value in values))
-            divisor = gcd(*(int(value * scale) for value in values))
-            grain = Fraction(divisor, scale)
-            target, minimum, present, *shapes = (int(value / grain) for value in values)
-            model.demands[index, name] = Demand(grain, target, minimum, present, tuple(shapes))
-            for place, served in enumerate(role.shapes):
-                model.prints[index, name, place] = footprint(model.tree, served)
+            target, minimum, *shapes = (
+                value.numerator * (scale // value.denominator) for value in values
+            )
+            ready = model.state.served.get((index, name), {})
+            now = sum(count * shapes[shape] for shape, count in ready.items())
+            grain = gcd(target, minimum, now, *shapes)
+            model.demands[index, name] = Demand(
+                Fraction(grain, scale),
+                target // grain,
+                minimum // grain,
+                now // grain,
+                tuple(capacity // grain for capacity in shapes),
+            )
 
 
 def _find_potential(model: Model) -> None:
@@ -374,7 +466,9 @@ def _find_potential(model: Model) -> None:
                     more = model.potential[node] + gpus * len(leaver.members)
                     model.potential[node] = min(most, more)
     for cell in tree.cells:
-        largest = max(model.potential[node] for node in cell.nodes)
+        potential = Counter([model.potential[node] for node in cell.nodes])
+        model._cell_potential.append(potential)
+        largest = max(potential)
         found = model.largest.setdefault(cell.gpu_type, [0] * len(tree.domains))
         domain = cell.domain
         while domain != -1:
@@ -384,11 +478,14 @@ def _find_potential(model: Model) -> None:
 
 def _add_leavers(model: Model) -> None:
     """Class the ready instances that may leave; equal ones share a pair of columns."""
-    tree, instance = model.tree, model.instance
+    instance = model.instance
     migrations = instance.cycle.max_migrations
+    shrinking = {service for (service, _), demand in model.demands.items() if demand.surplus}
     for group, running in enumerate(instance.running):
         service = model.service_of_group(group)
-        domain, homes = tree.group_domain(running), tree.homes(running)
+        if not migrations and service not in shrinking:
+            continue
+        domain, homes = model.state.domains[group], model.state.homes[group]
         classes: dict[tuple[object, ...], list[int]] = defaultdict(list)
         nodes_of: dict[int, tuple[int, ...]] = {}
         for number, each in enumerate(running.instances):
@@ -448,44 +545,42 @@ def _leaver_key(
 
 
 def _add_candidates(model: Model) -> None:
-    instance, tree = model.instance, model.tree
-    running_of: dict[int, list[int]] = defaultdict(list)
-    for group in range(len(instance.running)):
-        running_of[model.service_of_group(group)].append(group)
-    for index, service in enumerate(instance.services):
+    groups_of: dict[int, list[int]] = defaultdict(list)
+    for group, number in enumerate(model.state.services):
+        groups_of[number].append(group)
+    for index, service in enumerate(model.services):
         wanting = [name for name in service.roles if model.demands[index, name].missing]
-        for group in running_of[index]:
-            running = instance.running[group]
-            _add_candidate(model, index, group, tree.group_domain(running), tree.homes(running), 0)
+        adder = _Adder(model, index)
+        for group in groups_of.get(index, ()):
+            adder.add(group, model.state.domains[group], model.state.homes[group], 0)
         if len(wanting) == len(service.roles):
-            for domain in tree.at_level(service.affinity.required):
-                _add_new_candidates(model, index, domain)
+            for domain, home, copy in _new_groups(model, index):
+                adder.add(None, domain, home, copy)
+        adder.finish()
 
 
-def _add_new_candidates(model: Model, service: int, domain: int) -> None:
-    """New groups of a service in a domain: one per home, more where a group's size is limited."""
+def _new_groups(model: Model, service: int) -> Iterator[tuple[int, tuple[int, ...], int]]:
+    """Domain, homes and copy of new groups: one per home, more where a group's size is limited."""
     served = model.service(service)
-    for name, role in served.roles.items():
-        if not any(
-            model.fits(model.prints[service, name, shape], domain)
-            for shape in range(len(role.shapes))
-        ):
-            return
-    homes: list[tuple[int, ...]] = [()]
-    if served.affinity.preferred is not None:
-        homes = [
-            (home,)
-            for home in model.tree.at_level(served.affinity.preferred, domain)
-            if any(
-                model.fits(model.prints[service, name, shape], home)
-                for name, role in served.roles.items()
-                for shape in range(len(role.shapes))
-            )
-        ] or [(domain,)]
-    copies = _copies(model, service, domain)
-    for home in homes:
-        for copy in range(copies):
-            _add_candidate(model, service, None, domain, home, copy)
+    preferred = served.affinity.preferred
+    fits = [
+        [model.fits(model.wanted(service, name, shape)) for shape in range(len(role.shapes))]
+        for name, role in served.roles.items()
+    ]
+    for domain in model.at_level(served.affinity.required):
+        if not all(any(fit[domain] for fit in shapes) for shapes in fits):
+            continue
+        homes: list[tuple[int, ...]] = [()]
+        if preferred is not None:
+            homes = [
+                (home,)
+                for home in model.at_level(preferred, domain)
+                if any(fit[home] for shapes in fits for fit in shapes)
+            ] or [(domain,)]
+        copies = range(_copies(model, service, domain))
+        for home in homes:
+            for copy in copies:
+                yield domain, home, copy
 
 
 def _copies(model: Model, service: int, domain: int) -> int:
@@ -501,54 +596,104 @@ def _copies(model: Model, service: int, domain: int) -> int:
     most = -(-total // size) if len(served.roles) == 1 else total // len(served.roles)
     if served.limits.max_groups is not None:
         most = min(most, served.limits.max_groups)
-    gpus = sum(
-        model.potential[node]
-        for cell in model.tree.cells_below[domain]
-        for node in model.tree.cells[cell].nodes
-    )
+    gpus = sum(model.units(gpu_type, 1, domain) for gpu_type in model.largest)
     smallest = sum(min(shape.gpus for shape in role.shapes) for role in served.roles.values())
     return max(1, min(most, gpus // smallest))
 
 
-def _add_candidate(
-    model: Model,
-    service: int,
-    running: int | None,
-    domain: int,
-    homes: tuple[int, ...],
-    copy: int,
-) -> None:
-    candidate = Candidate(len(model.candidates), service, running, domain, homes, copy)
-    preferred = model.service(service).affinity.preferred
-    inside = [home for home in homes if home != domain and model.tree.within(home, domain)]
-    model.candidates.append(candidate)
-    model.of_service[service].append(candidate)
-    for name, role in model.service(service).roles.items():
-        demand = model.demands[service, name]
-        for shape in range(len(role.shapes)):
-            most = -(-demand.missing // demand.shapes[shape])
-            if running is not None:
-                most += _movable(model, running, name, shape)
-            if not most:
-                continue
-            wanted = model.prints[service, name, shape]
-            for place, spill in (
-                *((home, False) for home in inside),
-                (domain, bool(preferred is not None)),
-            ):
-                if model.fits(wanted, place):
-                    placement = Placement(
-                        candidate.index, name, shape, place, spill, model.program.column(most)
-                    )
-                    model.placements.append(placement)
-                    model.placements_of[candidate.index, name].append(placement)
+@dataclass(slots=True)
+class _Option:
+    """A shape that instances of a service may be added in."""
+
+    shape: int
+    wanted: Wanted
+    fits: list[bool]
+    missing: int
 
 
-def _movable(model: Model, group: int, role: str, shape: int) -> int:
-    """Most instances of a running group, role and shape that may move."""
+class _Adder:
+    """Adds the candidates of one service with their placements."""
+
+    def __init__(self, model: Model, service: int) -> None:
+        self._model = model
+        self._service = service
+        self._preferred = model.service(service).affinity.preferred is not None
+        self._first = len(model.program.upper)
+        self._uppers: list[int] = []
+        self._options: list[tuple[str, list[_Option]]] = []
+        for name, role in model.service(service).roles.items():
+            demand = model.demands[service, name]
+            if demand.missing or model.instance.cycle.max_migrations:
+                options = []
+                for shape in range(len(role.shapes)):
+                    wanted = model.wanted(service, name, shape)
+                    most = -(-demand.missing // demand.shapes[shape])
+                    options.append(_Option(shape, wanted, model.fits(wanted), most))
+                self._options.append((name, options))
+
+    def add(self, running: int | None, domain: int, homes: tuple[int, ...], copy: int) -> None:
+        """Add a candidate with its placements."""
+        model, service = self._model, self._service
+        index = len(model.candidates)
+        candidate = Candidate(index, service, running, domain, homes, copy)
+        model.candidates.append(candidate)
+        model.of_service[service].append(candidate)
+        if not self._options:
+            return
+        within = model.tree.within
+        places = [(home, False) for home in homes if home != domain and within(home, domain)]
+        places.append((domain, self._preferred))
+        for name, options in self._options:
+            added: list[Placement] = []
+            moving = () if running is None else model.leavers_of.get((running, name), ())
+            for option in options:
+                most = option.missing
+                if moving:
+                    most += _movable(model, moving, option.shape)
+                if most:
+                    self._place(added, index, name, option, places, most)
+            if added:
+                model.placements.extend(added)
+                model.placements_of[index, name] = added
+            for leaver in moving:
+                if leaver.moved is not None:
+                    model.placed[service, name].setdefault(leaver.shape, [])
+                    model.moved[service, name].setdefault(leaver.shape, []).append(leaver.moved)
+
+    def _place(
+        self,
+        added: list[Placement],
+        index: int,
+        name: str,
+        option: _Option,
+        places: list[tuple[int, bool]],
+        most: int,
+    ) -> None:
+        model, uppers, shape, wanted = self._model, self._uppers, option.shape, option.wanted
+        for place, spill in places:
+            if option.fits[place]:
+                column = self._first + len(uppers)
+                uppers.append(most)
+                added.append(Placement(index, name, shape, place, spill, column))
+                model.placed[self._service, name].setdefault(shape, []).append(column)
+                if spill:
+                    model.spilling[self._service, name, shape].append(column)
+                entered = model.entered.get((wanted, place))
+                if entered is None:
+                    model.entered[wanted, place] = [column]
+                else:
+                    entered.append(column)
+
+    def finish(self) -> None:
+        """Add the columns of the placements to the program."""
+        self._model.program.add_columns(self._uppers)
+
+
+def _movable(model: Model, leavers: list[Leaver] | tuple[Leaver, ...], shape: int) -> int:
+    """Most instances of a shape among the leavers of a group and role that may move."""
     members = sum(
         len(leaver.members)
-        for leaver in model.leavers_of.get((group, role), ())
+        for leaver in leavers
         if leaver.shape == shape and leaver.moved is not None
     )
     return min(model.instance.cycle.max_migrations, members)
