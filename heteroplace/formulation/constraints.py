@@ -83,7 +83,7 @@ def integrity(model: Model) -> None:
     many of them each domain of the level holds.
     """
     spreading = []
-    for (wanted, domain), columns in model.entered.items():
+    for wanted, domain, columns in model.entered:
         if wanted.single:
             _enter(model, wanted.parts[0][0], domain, columns, 1)
         else:

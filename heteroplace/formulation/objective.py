@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from fractions import Fraction
 
 from heteroplace.formulation.constraints import alive_column
@@ -22,9 +22,10 @@ class Amount:
         self.shares: list[Share] = []
         self.constant = ZERO
 
-    def add(self, columns: Iterable[int], value: Fraction | int) -> None:
-        """Add columns that have a value each."""
-        self.shares.append((value, tuple(columns)))
+    def add(self, columns: Sequence[int], value: Fraction | int) -> None:
+        """Give each of some columns a value."""
+        if columns:
+            self.shares.append((value, columns))
 
     def include(self, other: Amount, weight: Fraction) -> None:
         """Add another expression, weighted."""

@@ -195,7 +195,7 @@ class Program:
             Limits of the sum.
         """
         divisor = gcd(*coefficients)
-        if divisor > 1:
+        if divisor > 1:  # 0 where there are none
             coefficients = [value // divisor for value in coefficients]
             lower = lower if lower == -INFINITE else -(-lower // divisor)
             upper = upper if upper == INFINITE else upper // divisor

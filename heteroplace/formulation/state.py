@@ -6,10 +6,9 @@ a cycle changes. Here they are counted in whole GPUs and instances; the units pr
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass, field
 
-from heteroplace.instance import Service
+from heteroplace.instance import RunningGroup, RunningInstance
 from heteroplace.topology import ROOT, TIERS, TreeView
 
 
@@ -51,6 +50,7 @@ class _Kind:
     pods: tuple[int, ...]
     gpus: int
     rank: int
+    single: bool
 
 
 def read_running(tree: TreeView) -> RunningState:
@@ -62,75 +62,93 @@ def read_running(tree: TreeView) -> RunningState:
         The view.
     """
     state, instance = RunningState(), tree.instance
-    kinds_of: dict[int, dict[tuple[str, str], _Kind]] = {}
+    # All that runs; what drains is taken off as it is met.
+    for tier, used in zip(tree.node_tier, tree.used, strict=True):
+        state.tier_gpus[tier] += used
+    readers: dict[str, _Reader] = {}
     for group, running in enumerate(instance.running):
-        service = instance.service_index[running.service]
-        served = instance.services[service]
-        state.services.append(service)
-        bound = served.affinity.required is not None
-        state.domains.append(tree.group_domain(running) if bound else ROOT)
-        drawn = served.affinity.preferred is not None
-        state.homes.append(tree.homes(running) if drawn else ())
-        kinds = kinds_of.get(service)
-        if kinds is None:
-            kinds = kinds_of[service] = _kinds(tree, served)
-        _count(tree, state, group, kinds)
+        reader = readers.get(running.service)
+        if reader is None:
+            reader = readers[running.service] = _Reader(tree, state, running.service)
+        reader.read(group, running)
     return state
 
 
-def _kinds(tree: TreeView, service: Service) -> dict[tuple[str, str], _Kind]:
-    return {
-        (name, str(shape.name)): _Kind(
-            place,
-            tuple(gpus for _, gpus in shape.pod_list),
-            shape.gpus,
-            tree.shape_rank(shape),
-        )
-        for name, role in service.roles.items()
-        for place, shape in enumerate(role.shapes)
-    }
+class _Reader:
+    """Counts the groups of one service."""
 
+    def __init__(self, tree: TreeView, state: RunningState, name: str) -> None:
+        self._tree = tree
+        self._state = state
+        self._number = tree.instance.service_index[name]
+        self._service = tree.instance.services[self._number]
+        levels, affinity = tree.instance.levels, self._service.affinity
+        self._required = None if affinity.required is None else levels.index(affinity.required)
+        self._preferred = None if affinity.preferred is None else levels.index(affinity.preferred)
+        self._kinds: dict[tuple[str, str], _Kind] = {}
+        self._served: dict[str, dict[int, int]] = {}
 
-def _count(
-    tree: TreeView, state: RunningState, group: int, kinds: dict[tuple[str, str], _Kind]
-) -> None:
-    instance, paths, tiers = tree.instance, tree.node_path, tree.node_tier
-    levels, index_of, tier_gpus = instance.levels, instance.node_index, state.tier_gpus
-    domain, homes = state.domains[group], state.homes[group]
-    affinity = instance.services[state.services[group]].affinity
-    required = None if affinity.required is None else levels.index(affinity.required)
-    preferred = None if affinity.preferred is None else levels.index(affinity.preferred)
-    members: dict[str, list[tuple[int, int]]] = {}
-    for number, each in enumerate(instance.running[group].instances):
-        if each.state != "ready":
-            continue
-        kind = kinds[each.role, each.shape]
-        if each.role in members:
-            members[each.role].append((number, kind.shape))
-        else:
-            members[each.role] = [(number, kind.shape)]
-        if len(kind.pods) == 1:
-            node, gpus = index_of[each.nodes[0]], kind.gpus
-            tier_gpus[tiers[node]] += gpus
-            path = paths[node]
-            if required is not None and path[required] != domain:
-                state.misplaced_gpus += gpus
-            if preferred is not None and path[preferred] not in homes:
-                state.away_gpus += gpus
-            continue
-        nodes = [index_of[name] for name in each.nodes]
-        for node, gpus in zip(nodes, kind.pods, strict=True):
-            tier_gpus[tiers[node]] += gpus
-        if required is not None and any(paths[node][required] != domain for node in nodes):
-            state.misplaced_gpus += kind.gpus
-        if not tree.in_one_domain(nodes, kind.rank):
-            state.misplaced_gpus += kind.gpus
-        if preferred is not None:
-            found = {paths[node][preferred] for node in nodes}
+    def read(self, group: int, running: RunningGroup) -> None:
+        """Count one group."""
+        tree, state, kinds = self._tree, self._state, self._kinds
+        domain = ROOT if self._required is None else tree.group_domain(running)
+        homes = () if self._preferred is None else tree.homes(running)
+        state.services.append(self._number)
+        state.domains.append(domain)
+        state.homes.append(homes)
+        anywhere = self._required is None and self._preferred is None
+        members: dict[str, list[tuple[int, int]]] = {}
+        for number, each in enumerate(running.instances):
+            role = each.role
+            key = (role, each.shape)
+            kind = kinds[key] if key in kinds else self._kind(*key)
+            if each.state != "ready":
+                self._leave_out(each, kind)
+                continue
+            if role in members:
+                members[role].append((number, kind.shape))
+            else:
+                members[role] = [(number, kind.shape)]
+            if not (anywhere and kind.single):
+                self._locate(each, kind, domain, homes)
+        for role, ready in members.items():
+            state.ready[group, role] = ready
+            served = self._served.get(role)
+            if served is None:
+                served = self._served[role] = state.served[self._number, role] = {}
+            for _, shape in ready:
+                served[shape] = served.get(shape, 0) + 1
+
+    def _kind(self, role: str, name: str) -> _Kind:
+        served = self._service.roles[role]
+        place = served.shape_index[name]
+        shape = served.shapes[place]
+        pods = tuple(gpus for _, gpus in shape.pod_list)
+        kind = _Kind(place, pods, shape.gpus, self._tree.shape_rank(shape), len(pods) == 1)
+        self._kinds[role, name] = kind
+        return kind
+
+    def _leave_out(self, each: RunningInstance, kind: _Kind) -> None:
+        for name, gpus in zip(each.nodes, kind.pods, strict=True):
+            node = self._tree.instance.node_index[name]
+            self._state.tier_gpus[self._tree.node_tier[node]] -= gpus
+
+    def _locate(
+        self, each: RunningInstance, kind: _Kind, domain: int, homes: tuple[int, ...]
+    ) -> None:
+        """Count the GPUs of an instance that is not where it should be."""
+        state, index_of = self._state, self._tree.instance.node_index
+        paths = [self._tree.node_path[index_of[name]] for name in each.nodes]
+        if self._required is not None:
+            for path in paths:
+                if path[self._required] != domain:
+                    state.misplaced_gpus += kind.gpus
+                    break
+        if not kind.single:
+            nodes = [index_of[name] for name in each.nodes]
+            if not self._tree.in_one_domain(nodes, kind.rank):
+                state.misplaced_gpus += kind.gpus
+        if self._preferred is not None:
+            found = {path[self._preferred] for path in paths}
             if len(found) > 1 or found.isdisjoint(homes):
                 state.away_gpus += kind.gpus
-    for role, ready in members.items():
-        state.ready[group, role] = ready
-        served = state.served.setdefault((state.services[group], role), {})
-        for shape, count in Counter([shape for _, shape in ready]).items():
-            served[shape] = served.get(shape, 0) + count

@@ -218,12 +218,15 @@ class Model:
         default_factory=lambda: defaultdict(dict)
     )
     moved: dict[tuple[int, str], dict[int, list[int]]] = field(
-        default_factory=lambda: defaultdict(dict)
+        default_factory=lambda: defaultdict(lambda: defaultdict(list))
     )
     spilling: dict[tuple[int, str, int], list[int]] = field(
         default_factory=lambda: defaultdict(list)
     )
-    entered: dict[tuple[Wanted, int], list[int]] = field(default_factory=dict)
+    entered: list[tuple[Wanted, int, list[int]]] = field(default_factory=list)
+    entered_in: dict[Wanted, dict[int, list[int]]] = field(
+        default_factory=lambda: defaultdict(dict)
+    )
     potential: list[int] = field(default_factory=list)
     largest: dict[str, list[int]] = field(default_factory=dict)
     # What the units leave for each other and for naming: docs/formulation.md.
@@ -603,12 +606,15 @@ def _copies(model: Model, service: int, domain: int) -> int:
 
 @dataclass(slots=True)
 class _Option:
-    """A shape that instances of a service may be added in."""
+    """A shape that instances of a service may be added in, and the columns that count them."""
 
     shape: int
-    wanted: Wanted
     fits: list[bool]
     missing: int
+    columns: list[int]
+    spilling: list[int]
+    entered: dict[int, list[int]]
+    wanted: Wanted
 
 
 class _Adder:
@@ -624,12 +630,22 @@ class _Adder:
         for name, role in model.service(service).roles.items():
             demand = model.demands[service, name]
             if demand.missing or model.instance.cycle.max_migrations:
-                options = []
-                for shape in range(len(role.shapes)):
-                    wanted = model.wanted(service, name, shape)
-                    most = -(-demand.missing // demand.shapes[shape])
-                    options.append(_Option(shape, wanted, model.fits(wanted), most))
-                self._options.append((name, options))
+                shapes = range(len(role.shapes))
+                self._options.append((name, [self._option(name, shape) for shape in shapes]))
+
+    def _option(self, name: str, shape: int) -> _Option:
+        model, service = self._model, self._service
+        wanted = model.wanted(service, name, shape)
+        demand = model.demands[service, name]
+        return _Option(
+            shape=shape,
+            fits=model.fits(wanted),
+            missing=-(-demand.missing // demand.shapes[shape]),
+            columns=[],
+            spilling=model.spilling[service, name, shape],
+            entered=model.entered_in[wanted],
+            wanted=wanted,
+        )
 
     def add(self, running: int | None, domain: int, homes: tuple[int, ...], copy: int) -> None:
         """Add a candidate with its placements."""
@@ -657,8 +673,9 @@ class _Adder:
                 model.placements_of[index, name] = added
             for leaver in moving:
                 if leaver.moved is not None:
-                    model.placed[service, name].setdefault(leaver.shape, [])
-                    model.moved[service, name].setdefault(leaver.shape, []).append(leaver.moved)
+                    columns = options[leaver.shape].columns
+                    model.placed[service, name].setdefault(leaver.shape, columns)
+                    model.moved[service, name][leaver.shape].append(leaver.moved)
 
     def _place(
         self,
@@ -669,20 +686,24 @@ class _Adder:
         places: list[tuple[int, bool]],
         most: int,
     ) -> None:
-        model, uppers, shape, wanted = self._model, self._uppers, option.shape, option.wanted
+        uppers, columns, shape, fits = self._uppers, option.columns, option.shape, option.fits
+        entered = option.entered
         for place, spill in places:
-            if option.fits[place]:
-                column = self._first + len(uppers)
-                uppers.append(most)
-                added.append(Placement(index, name, shape, place, spill, column))
-                model.placed[self._service, name].setdefault(shape, []).append(column)
-                if spill:
-                    model.spilling[self._service, name, shape].append(column)
-                entered = model.entered.get((wanted, place))
-                if entered is None:
-                    model.entered[wanted, place] = [column]
-                else:
-                    entered.append(column)
+            if not fits[place]:
+                continue
+            column = self._first + len(uppers)
+            uppers.append(most)
+            added.append(Placement(index, name, shape, place, spill, column))
+            if not columns:
+                self._model.placed[self._service, name].setdefault(shape, columns)
+            columns.append(column)
+            if spill:
+                option.spilling.append(column)
+            if place in entered:
+                entered[place].append(column)
+            else:
+                entered[place] = [column]
+                self._model.entered.append((option.wanted, place, entered[place]))
 
     def finish(self) -> None:
         """Add the columns of the placements to the program."""
