@@ -149,8 +149,8 @@ def capacity(model: Model) -> None:
     for cell, counts in model.arriving.items():
         smallest = min(counts)
         nodes = [node for node in model.tree.cells[cell].nodes if model.potential[node] >= smallest]
-        named = [node for node in nodes if model.freed.get(node)]
-        pooled = [node for node in nodes if not model.freed.get(node)]
+        named = [node for node in nodes if node in model.freed] if model.freed else []
+        pooled = [node for node in nodes if node not in model.freed] if named else nodes
         if named:
             counts = _add_named(model, cell, named, counts, bool(pooled))
         if pooled:
@@ -222,8 +222,11 @@ def _repair_capacity(model: Model) -> None:
         shape = model.shape(model.service_of_group(leaver.group), leaver.role, leaver.shape)
         for node, (_, gpus) in zip(leaver.nodes, shape.pod_list, strict=True):
             leaving[node].extend((column, gpus) for column in leaver.columns)
-    for node, machine in enumerate(model.instance.nodes):
-        over = model.tree.used[node] - (machine.gpus - machine.reserved)
+    for node, used in enumerate(model.tree.used):
+        if not used:
+            continue
+        machine = model.instance.nodes[node]
+        over = used - (machine.gpus - machine.reserved)
         if over <= 0:
             continue
         if node in leaving:

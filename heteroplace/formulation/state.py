@@ -96,7 +96,8 @@ class _Reader:
         state.services.append(self._number)
         state.domains.append(domain)
         state.homes.append(homes)
-        anywhere = self._required is None and self._preferred is None
+        required, preferred = self._required, self._preferred
+        paths, index_of = tree.node_path, tree.instance.node_index
         members: dict[str, list[tuple[int, int]]] = {}
         for number, each in enumerate(running.instances):
             role = each.role
@@ -109,8 +110,14 @@ class _Reader:
                 members[role].append((number, kind.shape))
             else:
                 members[role] = [(number, kind.shape)]
-            if not (anywhere and kind.single):
-                self._locate(each, kind, domain, homes)
+            if not kind.single:
+                self._locate_pods(each, kind, domain, homes)
+                continue
+            path = paths[index_of[each.nodes[0]]]
+            if required is not None and path[required] != domain:
+                state.misplaced_gpus += kind.gpus
+            if preferred is not None and path[preferred] not in homes:
+                state.away_gpus += kind.gpus
         for role, ready in members.items():
             state.ready[group, role] = ready
             served = self._served.get(role)
@@ -133,22 +140,17 @@ class _Reader:
             node = self._tree.instance.node_index[name]
             self._state.tier_gpus[self._tree.node_tier[node]] -= gpus
 
-    def _locate(
+    def _locate_pods(
         self, each: RunningInstance, kind: _Kind, domain: int, homes: tuple[int, ...]
     ) -> None:
-        """Count the GPUs of an instance that is not where it should be."""
-        state, index_of = self._state, self._tree.instance.node_index
-        paths = [self._tree.node_path[index_of[name]] for name in each.nodes]
-        if self._required is not None:
-            for path in paths:
-                if path[self._required] != domain:
-                    state.misplaced_gpus += kind.gpus
-                    break
-        if not kind.single:
-            nodes = [index_of[name] for name in each.nodes]
-            if not self._tree.in_one_domain(nodes, kind.rank):
-                state.misplaced_gpus += kind.gpus
-        if self._preferred is not None:
-            found = {path[self._preferred] for path in paths}
-            if len(found) > 1 or found.isdisjoint(homes):
-                state.away_gpus += kind.gpus
+        """Count the GPUs of an instance of several pods that are not where they should be."""
+        tree, state = self._tree, self._state
+        nodes = [tree.instance.node_index[name] for name in each.nodes]
+        if not all(tree.contains(domain, node) for node in nodes):
+            state.misplaced_gpus += kind.gpus
+        if not tree.in_one_domain(nodes, kind.rank):
+            state.misplaced_gpus += kind.gpus
+        if self._preferred is not None and not any(
+            all(tree.contains(home, node) for node in nodes) for home in homes
+        ):
+            state.away_gpus += kind.gpus

@@ -381,14 +381,12 @@ class Model:
         found = self._fits.get(wanted)
         if found is None:
             rank, domains = self._place_rank(wanted), self.tree.domains
-            found = [
-                domain.rank >= rank
-                and all(
-                    self.largest_free(block.gpu_type, domain.index) >= block.gpus
-                    for block, _ in wanted.blocks
-                )
-                for domain in domains
-            ]
+            found = [domain.rank >= rank for domain in domains]
+            for block, _ in wanted.blocks:
+                largest = self.largest.get(block.gpu_type, [0] * len(domains))
+                found = [
+                    fits and most >= block.gpus for fits, most in zip(found, largest, strict=True)
+                ]
             # Parents come before their children.
             for domain in reversed(domains[1:]):
                 if found[domain.index] and domain.rank <= rank:
@@ -405,11 +403,6 @@ class Model:
 
     def _place_rank(self, wanted: Footprint) -> int:
         return min(wanted.rank, len(self.instance.levels) - 1)
-
-    def largest_free(self, gpu_type: str, domain: int) -> int:
-        """Most GPUs of a type that one node of a domain may offer."""
-        found = self.largest.get(gpu_type)
-        return found[domain] if found else 0
 
 
 def build_variables(tree: TreeView, program: Program) -> Model:
@@ -552,11 +545,10 @@ def _add_candidates(model: Model) -> None:
     for group, number in enumerate(model.state.services):
         groups_of[number].append(group)
     for index, service in enumerate(model.services):
-        wanting = [name for name in service.roles if model.demands[index, name].missing]
         adder = _Adder(model, index)
         for group in groups_of.get(index, ()):
             adder.add(group, model.state.domains[group], model.state.homes[group], 0)
-        if len(wanting) == len(service.roles):
+        if all(model.demands[index, name].missing for name in service.roles):
             for domain, home, copy in _new_groups(model, index):
                 adder.add(None, domain, home, copy)
         adder.finish()
