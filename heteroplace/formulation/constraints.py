@@ -247,10 +247,10 @@ def delivered(model: Model, candidate: Candidate, role: str) -> tuple[Terms, int
     ]
     if candidate.running is None:
         return terms, 0
-    for leaver in leavers_of(model, candidate, role):
+    for leaver in model.leavers_of.get((candidate.running, role), ()):
         terms.extend((column, -shapes[leaver.shape]) for column in leaver.columns)
     ready = model.ready_of.get((candidate.running, role), ())
-    return terms, sum([shapes[shape] for _, shape in ready])
+    return terms, sum([count * shapes[shape] for count, shape in ready])
 
 
 def counted(model: Model, candidate: Candidate, role: str) -> tuple[Terms, int]:
@@ -260,9 +260,10 @@ def counted(model: Model, candidate: Candidate, role: str) -> tuple[Terms, int]:
     ]
     if candidate.running is None:
         return terms, 0
-    for leaver in leavers_of(model, candidate, role):
+    for leaver in model.leavers_of.get((candidate.running, role), ()):
         terms.extend((column, -1) for column in leaver.columns)
-    return terms, len(model.ready_of.get((candidate.running, role), ()))
+    ready = model.ready_of.get((candidate.running, role), ())
+    return terms, sum([count for count, _ in ready])
 
 
 def leavers_of(model: Model, candidate: Candidate, role: str) -> list[Leaver]:

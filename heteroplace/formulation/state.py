@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from heteroplace.instance import RunningGroup, RunningInstance
+from heteroplace.instance import RunningGroup
 from heteroplace.topology import ROOT, TIERS, TreeView
 
 
@@ -21,7 +21,7 @@ class RunningState:
     services, domains, homes
         Per group: the number of its service, the domain it is bound to, its home domains.
     ready
-        Number and shape of ready instances by (group, role); only roles that have some.
+        How many ready instances of which shape, by (group, role); only roles that have some.
     served
         Ready instances of each shape by (service, role), over all groups.
     tier_gpus
@@ -50,7 +50,6 @@ class _Kind:
     pods: tuple[int, ...]
     gpus: int
     rank: int
-    single: bool
 
 
 def read_running(tree: TreeView) -> RunningState:
@@ -86,71 +85,66 @@ class _Reader:
         self._required = None if affinity.required is None else levels.index(affinity.required)
         self._preferred = None if affinity.preferred is None else levels.index(affinity.preferred)
         self._kinds: dict[tuple[str, str], _Kind] = {}
-        self._served: dict[str, dict[int, int]] = {}
 
     def read(self, group: int, running: RunningGroup) -> None:
         """Count one group."""
-        tree, state, kinds = self._tree, self._state, self._kinds
+        tree, state = self._tree, self._state
         domain = ROOT if self._required is None else tree.group_domain(running)
         homes = () if self._preferred is None else tree.homes(running)
         state.services.append(self._number)
         state.domains.append(domain)
         state.homes.append(homes)
-        required, preferred = self._required, self._preferred
-        paths, index_of = tree.node_path, tree.instance.node_index
-        members: dict[str, list[tuple[int, int]]] = {}
-        for number, each in enumerate(running.instances):
-            role = each.role
-            key = (role, each.shape)
-            kind = kinds[key] if key in kinds else self._kind(*key)
-            if each.state != "ready":
-                self._leave_out(each, kind)
-                continue
-            if role in members:
-                members[role].append((number, kind.shape))
-            else:
-                members[role] = [(number, kind.shape)]
-            if not kind.single:
-                self._locate_pods(each, kind, domain, homes)
-                continue
-            path = paths[index_of[each.nodes[0]]]
-            if required is not None and path[required] != domain:
-                state.misplaced_gpus += kind.gpus
-            if preferred is not None and path[preferred] not in homes:
-                state.away_gpus += kind.gpus
-        for role, ready in members.items():
-            state.ready[group, role] = ready
-            served = self._served.get(role)
-            if served is None:
-                served = self._served[role] = state.served[self._number, role] = {}
-            for _, shape in ready:
-                served[shape] = served.get(shape, 0) + 1
+        located = self._required is not None or self._preferred is not None
+        for (role, name), count in tree.ready[group].items():
+            kind = self._kind(role, name)
+            located = located or len(kind.pods) > 1
+            state.ready.setdefault((group, role), []).append((count, kind.shape))
+            served = state.served.setdefault((self._number, role), {})
+            served[kind.shape] = served.get(kind.shape, 0) + count
+        if tree.draining[group]:
+            self._leave_out_draining(running)
+        if located:
+            self._locate(running, domain, homes)
 
     def _kind(self, role: str, name: str) -> _Kind:
-        served = self._service.roles[role]
-        place = served.shape_index[name]
-        shape = served.shapes[place]
-        pods = tuple(gpus for _, gpus in shape.pod_list)
-        kind = _Kind(place, pods, shape.gpus, self._tree.shape_rank(shape), len(pods) == 1)
-        self._kinds[role, name] = kind
+        kind = self._kinds.get((role, name))
+        if kind is None:
+            served = self._service.roles[role]
+            place = served.shape_index[name]
+            shape = served.shapes[place]
+            pods = tuple(gpus for _, gpus in shape.pod_list)
+            kind = _Kind(place, pods, shape.gpus, self._tree.shape_rank(shape))
+            self._kinds[role, name] = kind
         return kind
 
-    def _leave_out(self, each: RunningInstance, kind: _Kind) -> None:
-        for name, gpus in zip(each.nodes, kind.pods, strict=True):
-            node = self._tree.instance.node_index[name]
-            self._state.tier_gpus[self._tree.node_tier[node]] -= gpus
+    def _leave_out_draining(self, running: RunningGroup) -> None:
+        for each in running.instances:
+            if each.state != "ready":
+                pods = self._kind(each.role, each.shape).pods
+                for name, gpus in zip(each.nodes, pods, strict=True):
+                    node = self._tree.instance.node_index[name]
+                    self._state.tier_gpus[self._tree.node_tier[node]] -= gpus
 
-    def _locate_pods(
-        self, each: RunningInstance, kind: _Kind, domain: int, homes: tuple[int, ...]
-    ) -> None:
-        """Count the GPUs of an instance of several pods that are not where they should be."""
+    def _locate(self, running: RunningGroup, domain: int, homes: tuple[int, ...]) -> None:
+        """Count the GPUs of ready instances that are not where they should be."""
         tree, state = self._tree, self._state
-        nodes = [tree.instance.node_index[name] for name in each.nodes]
-        if not all(tree.contains(domain, node) for node in nodes):
-            state.misplaced_gpus += kind.gpus
-        if not tree.in_one_domain(nodes, kind.rank):
-            state.misplaced_gpus += kind.gpus
-        if self._preferred is not None and not any(
-            all(tree.contains(home, node) for node in nodes) for home in homes
-        ):
-            state.away_gpus += kind.gpus
+        paths, index_of = tree.node_path, tree.instance.node_index
+        required, preferred = self._required, self._preferred
+        for each in running.instances:
+            if len(each.nodes) == 1:
+                path = paths[index_of[each.nodes[0]]]
+                outside = required is not None and path[required] != domain
+                away = preferred is not None and path[preferred] not in homes
+                split = False
+            else:
+                nodes = [index_of[name] for name in each.nodes]
+                rank = self._kind(each.role, each.shape).rank
+                outside = not all(tree.contains(domain, node) for node in nodes)
+                away = preferred is not None and not any(
+                    all(tree.contains(home, node) for node in nodes) for home in homes
+                )
+                split = not tree.in_one_domain(nodes, rank)
+            if (outside or away or split) and each.state == "ready":
+                gpus = self._kind(each.role, each.shape).gpus
+                state.misplaced_gpus += gpus * (outside + split)
+                state.away_gpus += gpus * away

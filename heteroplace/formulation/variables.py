@@ -265,7 +265,7 @@ class Model:
 
     @property
     def ready_of(self) -> dict[tuple[int, str], list[tuple[int, int]]]:
-        """Number and shape of the ready instances by running group and role."""
+        """How many ready instances of which shape, by running group and role."""
         return self.state.ready
 
     def derive(self, column: int, terms: Terms, constant: int = 0, *, switch: bool = False) -> None:
