@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable
 from fractions import Fraction
 from functools import cache
-from itertools import product
+from itertools import chain, product
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ from heteroplace.decision import Decision
 from heteroplace.formulation import Model, build, extract, hint
 from heteroplace.formulation.packing import Pool, is_chain
 from heteroplace.formulation.program import INFINITE, LateError, Program
+from heteroplace.formulation.state import RunningState
 from heteroplace.solve.cpsat import CpSatEngine
 from heteroplace.solve.engine import UnsuitedError, walk_steps
 from heteroplace.solve.greedy import greedy
@@ -139,6 +140,46 @@ def test_a_larger_program_of_the_same_instance_is_the_same(block: int) -> None:
         assert again.row_upper == model.program.row_upper
         assert again.columns == model.program.columns
         assert again.coefficients == model.program.coefficients
+
+
+def test_what_runs_is_counted_as_it_is() -> None:
+    """Every sum over running instances, taken one by one."""
+    met = Counter[str]()
+    for seed in chain.from_iterable(map(seeds, range(0, BLOCKS, 3))):
+        instance, tree, model = case(seed)
+        found = RunningState()
+        for group, running in enumerate(instance.running):
+            service = instance.service_index[running.service]
+            domain, homes = tree.group_domain(running), tree.homes(running)
+            assert model.state.services[group] == service
+            assert model.state.domains[group] == domain
+            assert model.state.homes[group] == homes
+            preferred = instance.services[service].affinity.preferred
+            for each in running.instances:
+                if each.state != "ready":
+                    met["draining"] += 1
+                    continue
+                shape = tree.shape_of(running, each)
+                role = instance.services[service].roles[each.role]
+                number = role.shape_index[each.shape]
+                served = found.served.setdefault((service, each.role), {})
+                served[number] = served.get(number, 0) + 1
+                nodes = [instance.node_index[name] for name in each.nodes]
+                for node, (_, gpus) in zip(nodes, shape.pod_list, strict=True):
+                    found.tier_gpus[tree.node_tier[node]] += gpus
+                outside = not all(tree.contains(domain, node) for node in nodes)
+                split = not tree.in_one_domain(nodes, tree.shape_rank(shape))
+                away = preferred is not None and not any(
+                    all(tree.contains(home, node) for node in nodes) for home in homes
+                )
+                found.misplaced_gpus += shape.gpus * (outside + split)
+                found.away_gpus += shape.gpus * away
+                met.update(outside=outside, split=split, away=away)
+        state = model.state
+        assert (state.served, state.tier_gpus) == (found.served, found.tier_gpus), seed
+        assert state.misplaced_gpus == found.misplaced_gpus, seed
+        assert state.away_gpus == found.away_gpus, seed
+    assert min(met[kind] for kind in ("draining", "outside", "split", "away")) > 0
 
 
 # --------------------------------------------------------------------------------------------
@@ -312,6 +353,36 @@ def test_a_row_takes_a_mapping_and_merges_columns() -> None:
 
 
 @pytest.mark.parametrize("seed", range(20))
+def test_a_row_of_distinct_columns_is_the_same_row(seed: int) -> None:
+    rng = random.Random(seed)
+    factor = rng.choice((1, 2, 6))
+    columns = rng.sample(range(6), rng.randint(0, 6))
+    coefficients = [factor * rng.choice((-3, -1, 1, 2)) for _ in columns]
+    lower = rng.choice((-INFINITE, rng.randint(-30, 5)))
+    upper = rng.choice((INFINITE, rng.randint(5, 30)))
+    one, other = Program(), Program()
+    assert one.add_columns([6] * 6) == range(6)
+    for number in range(6):
+        assert other.column(6) == number
+    one.distinct_row("x", columns, coefficients, lower, upper)
+    other.row("x", list(zip(columns, coefficients, strict=True)), lower, upper)
+    assert one == other
+
+
+def test_a_step_adds_up_what_columns_share() -> None:
+    one, other = Program(), Program()
+    for program in (one, other):
+        assert program.add_columns([5, 5, 5]) == range(3)
+    shares = [(Fraction(1, 2), [0, 1]), (Fraction(1, 3), (1,)), (Fraction(-1, 2), [0]), (2, [2])]
+    one.step("cost", shares, Fraction(1, 4))
+    other.step("cost", {1: Fraction(5, 6), 2: 2}, Fraction(1, 4))
+    (step,), (same,) = one.steps, other.steps
+    assert (step.columns.tolist(), step.exact) == ([1, 2], (10, 24))
+    assert (step.unit, step.constant) == (same.unit, same.constant) == (Fraction(1, 12), 3)
+    assert (same.columns.tolist(), same.exact) == ([1, 2], (10, 24))
+
+
+@pytest.mark.parametrize("seed", range(20))
 def test_a_step_is_exact(seed: int) -> None:
     rng = random.Random(seed)
     values = {column: Fraction(rng.randint(-20, 20), rng.randint(1, 12)) for column in range(4)}
@@ -363,7 +434,13 @@ def test_numbers_beyond_63_bits_are_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    "add", [lambda program: program.column(1), lambda program: program.row("x", [], upper=1)]
+    "add",
+    [
+        lambda program: program.column(1),
+        lambda program: program.add_columns([1, 1, 1]),
+        lambda program: program.row("x", [], upper=1),
+        lambda program: program.distinct_row("x", [], [], upper=1),
+    ],
 )
 def test_a_deadline_in_the_past(add: Callable[[Program], object]) -> None:
     program = Program(time.monotonic() - 1)
