@@ -21,7 +21,7 @@ from heteroplace.footprint import Block, pod_nodes
 from heteroplace.formulation import build
 from heteroplace.generate import family_from, generate
 from heteroplace.quantity import parse_number
-from heteroplace.solve.greedy import HIGHEST, NOTHING, _Band, GreedyCycle, Option, _Room
+from heteroplace.solve.greedy import HIGHEST, NOTHING, GreedyCycle, Option, _Band, _Room
 from heteroplace.topology import TreeView
 
 Data = dict[str, Any]
