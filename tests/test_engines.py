@@ -26,7 +26,9 @@ from heteroplace.solve.engine import (
     Answer,
     Caps,
     EngineMissingError,
+    Relaxation,
     StepOutcome,
+    Steps,
     rounded,
     walk_steps,
     within,
@@ -197,12 +199,15 @@ class Stub:
         self.arrays = arrays
 
     def improve(
-        self, step: ProgramStep, caps: Caps, start: Ints | None, seconds: float | None
-    ) -> Ints | None:
-        return None
+        self, steps: Steps, caps: Caps, start: Ints | None, seconds: float | None
+    ) -> list[Ints]:
+        return []
 
-    def relax(self, step: ProgramStep, caps: Caps, seconds: float | None) -> int | None:
-        return None if self.relaxed is None else self.relaxed(step)
+    def relax(
+        self, step: ProgramStep, caps: Caps, start: Ints | None, seconds: float | None
+    ) -> Relaxation | None:
+        bound = None if self.relaxed is None else self.relaxed(step)
+        return None if bound is None else Relaxation(bound, np.zeros(len(self.arrays.upper)))
 
     def minimise(
         self, step: ProgramStep, caps: Caps, start: Ints | None, seconds: float | None
@@ -403,6 +408,7 @@ def test_a_bound_holds_only_for_its_caps() -> None:
         return Answer(better if step.name == "step0" else None, None)
 
     engine = Stub(answer, lambda step: 7 if step.name == "step2" else None)
+    engine.load(arrays, Profile())
     walk = walk_steps(engine, arrays, steps, start, None)
     assert [outcome.value for outcome in walk.steps] == [4, 9, 3]
     assert walk.steps[2].bound == 0
@@ -420,6 +426,7 @@ def test_a_bound_above_the_value_is_no_proof(above: int) -> None:
         return Answer(None, step.value(start) + above)
 
     for engine in (Stub(answer), Stub(None, lambda step: 5 + above)):
+        engine.load(arrays, Profile())
         walk = walk_steps(engine, arrays, steps, start, None)
         assert [outcome.bound for outcome in walk.steps] == [0, 0]
         assert not any(outcome.proven for outcome in walk.steps)

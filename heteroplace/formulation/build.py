@@ -39,6 +39,7 @@ def build(tree: TreeView, deadline: float | None = None) -> Model:
     for constraint in CONSTRAINTS:
         constraint(model)
     add_steps(model)
+    model.program.add_block_rows()
     _name_owners(model)
     return model
 

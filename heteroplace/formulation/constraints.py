@@ -8,14 +8,15 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Collection
+from dataclasses import dataclass
 from fractions import Fraction
 from math import gcd, lcm
 from operator import mul
 
-from heteroplace.formulation.hull import Change, Hull, reachable
+from heteroplace.formulation.hull import Band, Change, Hull, reachable
 from heteroplace.formulation.packing import Pool
 from heteroplace.formulation.program import INFINITE, GroupBlock
-from heteroplace.formulation.variables import Candidate, Demand, Leaver, Model, Terms
+from heteroplace.formulation.variables import Candidate, Demand, Leaver, Model, Terms, Wanted
 from heteroplace.instance import RatioBand
 
 MOST_CHANGES = 5000
@@ -275,7 +276,11 @@ def leavers_of(model: Model, candidate: Candidate, role: str) -> list[Leaver]:
 
 def ratio(model: Model) -> None:
     """Every group's delivered capacities are inside the band, and no role is lacking."""
+    for number in range(len(model.instance.services)):
+        _open_by_hulls(model, number)
     for candidate in model.candidates:
+        if candidate.index in model.alive:
+            continue
         service = model.service(candidate.service)
         if not any(
             model.placements_of.get((candidate.index, role)) or leavers_of(model, candidate, role)
@@ -409,62 +414,151 @@ def _add_completeness(model: Model, candidate: Candidate) -> None:
 
 
 def _add_hull(model: Model, candidate: Candidate) -> bool:
-    """Describe a group of one or two roles by the hull of what it may become, if that is possible.
+    """Describe a running group of two roles by the hull of what it may become, if possible.
 
     The integer solutions are those of the bands and their completeness, but the relaxation is
     tight: what does not fit the domain in whole P/D units is cut off there too.
     """
     service = model.service(candidate.service)
     names = tuple(service.roles)
-    if len(names) > 2 or missing_now(model, candidate):
+    if candidate.running is None or len(names) != 2 or missing_now(model, candidate):
         return False
-    if len(names) == 1 and candidate.running is not None:
-        return False
-    first = _change(model, candidate, names[0])
-    second = _change(model, candidate, names[1]) if len(names) > 1 else None
+    first, second = (_change(model, candidate, name) for name in names)
     if first.span > MOST_CHANGES:
         return False
-    bands = []
-    for band in service.ratios:
-        if candidate.running is not None and _band_rows(model, candidate, band)[2]:
-            return False
-        _, unit, ends = _band_units(model, candidate.service, band)
-        bands.append((band.numerator != names[0], unit, ends))
-    opens = candidate.running is None
+    if any(_band_rows(model, candidate, band)[2] for band in service.ratios):
+        return False
     shared = _shared_room(model, candidate, names, first, second)
-    key = (candidate.service, first.key, second and second.key, tuple(bands), shared, opens)
-    hull = model.hulls.get(key)
-    if hull is None:
-        points = reachable(first, second, bands, shared)
-        hull = model.hulls[key] = Hull.of(points - {(0, 0)} if opens else points)
-    changes = (first,) if second is None else (first, second)
-    alive: int | None = None
-    if opens:
-        alive = model.alive[candidate.index] = model.program.column(1)
-        for change in changes:
-            model.derive(alive, change.terms, switch=True)
-    began = len(model.program.row_lower)
-    for *factors, c, equal in hull.sides:
-        terms = [
-            (column, factor * weight)
-            for factor, change in zip(factors, changes, strict=False)
-            for column, weight in change.terms
-        ]
-        if alive is not None:
-            terms.append((alive, -c))
-            c = 0
+    hull = Hull.of(reachable(first, second, _bands(model, candidate.service), shared))
+    for a, b, c, equal in hull.sides:
+        terms = [(column, a * weight) for column, weight in first.terms]
+        terms += [(column, b * weight) for column, weight in second.terms]
         model.program.row("ratio", terms, lower=c if equal else -INFINITE, upper=c)
-    if alive is not None:
-        model.program.blocks.append(
-            GroupBlock(
-                owner=candidate.service,
-                rows=range(began, len(model.program.row_lower)),
-                switch=alive,
-                sides=tuple(tuple(change.terms) for change in changes),
-                corners=hull.corners,
-            )
-        )
     return True
+
+
+def _bands(model: Model, service: int) -> list[Band]:
+    """The bands of a service of two roles, as :func:`reachable` takes them."""
+    served = model.service(service)
+    first = next(iter(served.roles))
+    return [
+        (band.numerator != first, *_band_units(model, service, band)[1:]) for band in served.ratios
+    ]
+
+
+def _open_by_hulls(model: Model, number: int) -> None:
+    """Describe the new groups of a service of one or two roles by their hulls.
+
+    Their rows come last: :meth:`Program.add_block_rows`.
+    """
+    names = tuple(model.service(number).roles)
+    opened = [each for each in model.of_service.get(number, ()) if each.running is None]
+    if len(names) > 2 or not opened:
+        return
+    if _opening(model, number, names[0]).high > MOST_CHANGES:
+        return
+    bands = _bands(model, number)
+    hulls: dict[object, Hull] = {}
+    openings: dict[object, _Opening] = {}
+    most = model.service(number).limits.max_instances_per_group
+    program, placements_of = model.program, model.placements_of
+    for candidate in opened:
+        sides: list[Terms] = []
+        roles: list[tuple[_Opening, int]] = []
+        for name in names:
+            placements = placements_of.get((candidate.index, name), ())
+            shapes = tuple(dict.fromkeys([each.shape for each in placements]))
+            opening = openings.get((name, shapes))
+            if opening is None:
+                opening = _opening(model, number, name, shapes)
+                openings[name, shapes] = opening
+            roles.append((opening, opening.reach(model, candidate.domain)))
+            weights = opening.weights
+            sides.append([(each.column, weights[each.shape]) for each in placements])
+        shared = _room_of_both(model, candidate.domain, roles, most)
+        key = (*roles, shared)
+        hull = hulls.get(key)
+        if hull is None:
+            changes = [Change([], 0, high, opening.unit, 0) for opening, high in roles]
+            points = reachable(changes[0], changes[1] if len(changes) > 1 else None, bands, shared)
+            hull = hulls[key] = Hull.of(points - {(0, 0)})
+        alive = model.alive[candidate.index] = program.column(1)
+        for side in sides:
+            model.derive(alive, side, switch=True)
+        program.blocks.append(GroupBlock(number, alive, tuple(map(tuple, sides)), hull))
+
+
+@dataclass(frozen=True, eq=False)
+class _Opening:
+    """What a role may bring to a new group with some of its shapes.
+
+    Parameters
+    ----------
+    unit
+        Greatest common divisor of the capacities, in grains.
+    weights
+        Units of one instance of each shape.
+    prints
+        Footprints of the shapes, with their capacity in grains.
+    most
+        Most grains that may be added.
+    """
+
+    unit: int
+    weights: dict[int, int]
+    prints: tuple[tuple[Wanted, int], ...]
+    most: int
+
+    @property
+    def high(self) -> int:
+        """Most units that may be added."""
+        return self.most // self.unit
+
+    def reach(self, model: Model, domain: int) -> int:
+        """Most units that a domain has room for."""
+        room = sum([model.room(wanted, domain) * grains for wanted, grains in self.prints])
+        return min(room, self.most) // self.unit
+
+
+def _opening(
+    model: Model, service: int, role: str, shapes: tuple[int, ...] | None = None
+) -> _Opening:
+    demand = model.demands[service, role]
+    if shapes is None:
+        shapes = tuple(range(len(demand.shapes)))
+    capacities = {shape: demand.shapes[shape] for shape in shapes}
+    unit = gcd(*capacities.values()) or 1
+    return _Opening(
+        unit,
+        {shape: grains // unit for shape, grains in capacities.items()},
+        tuple((model.wanted(service, role, shape), grains) for shape, grains in capacities.items()),
+        _most_added(demand.missing, set(capacities.values())) if capacities else 0,
+    )
+
+
+def _room_of_both(
+    model: Model, domain: int, roles: list[tuple[_Opening, int]], most: int | None
+) -> tuple[int, int, int] | None:
+    """As :func:`_shared_room`, for a new group."""
+    if len(roles) < 2 or any(list(each.weights.values()) != [1] for each, _ in roles):
+        return None
+    if most is not None:
+        return 1, 1, most
+    (left, _), (right, _) = (each.prints[0] for each, _ in roles)
+    return _room_of_prints(model, domain, left, right)
+
+
+def _room_of_prints(
+    model: Model, domain: int, left: Wanted, right: Wanted
+) -> tuple[int, int, int] | None:
+    if not (left.single and right.single):
+        return None
+    (one, _), (other, _) = left.blocks[0], right.blocks[0]
+    if one.gpu_type != other.gpu_type:
+        return None
+    unit = gcd(one.gpus, other.gpus)
+    room = model.units(one.gpu_type, unit, domain)
+    return one.gpus // unit, other.gpus // unit, room
 
 
 def _change(model: Model, candidate: Candidate, role: str) -> Change:
@@ -507,13 +601,13 @@ def _shared_room(
     candidate: Candidate,
     names: tuple[str, ...],
     first: Change,
-    second: Change | None,
+    second: Change,
 ) -> tuple[int, int, int] | None:
     """``(a, b, c)``: a times one change plus b times the other is at most c; null if unlimited.
 
     That is where both roles take blocks of one GPU type, or where a group's size is limited.
     """
-    if second is None or any(abs(value) != 1 for _, value in (*first.terms, *second.terms)):
+    if any(abs(value) != 1 for _, value in (*first.terms, *second.terms)):
         return None
     most = model.service(candidate.service).limits.max_instances_per_group
     if most is not None:
@@ -528,14 +622,7 @@ def _shared_room(
         model.prints[candidate.service, name, next(iter(found))]
         for name, found in zip(names, shapes, strict=True)
     )
-    if not (left.single and right.single):
-        return None
-    (one, _), (other, _) = left.blocks[0], right.blocks[0]
-    if one.gpu_type != other.gpu_type:
-        return None
-    unit = gcd(one.gpus, other.gpus)
-    room = model.units(one.gpu_type, unit, candidate.domain)
-    return one.gpus // unit, other.gpus // unit, room
+    return _room_of_prints(model, candidate.domain, left, right)
 
 
 def alive_column(model: Model, candidate: Candidate) -> int:

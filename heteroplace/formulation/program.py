@@ -16,6 +16,8 @@ from operator import mul
 import numpy as np
 from numpy.typing import NDArray
 
+from heteroplace.formulation.hull import Hull
+
 INFINITE = 2**62
 LARGEST_REACH = 2**60
 CHECK_EVERY = 1000
@@ -90,21 +92,18 @@ class GroupBlock:
     ----------
     owner
         Number of the service.
-    rows
-        Numbers of the rows that have columns of this block only.
     switch
         Column that is 1 when the group is opened.
     sides
         Columns and weights of what the first role delivers, and the second if there is one.
-    corners
-        Corners of the hull of the pairs of these sums when the group is opened.
+    hull
+        Hull of the pairs of these sums when the group is opened.
     """
 
     owner: int
-    rows: range
     switch: int
     sides: tuple[tuple[tuple[int, int], ...], ...]
-    corners: tuple[tuple[int, int], ...]
+    hull: Hull
 
 
 class LateError(Exception):
@@ -131,6 +130,7 @@ class Program:
     coefficients: list[int] = field(default_factory=list)
     steps: list[ProgramStep] = field(default_factory=list)
     blocks: list[GroupBlock] = field(default_factory=list)
+    block_rows: list[range] = field(default_factory=list)
     owners: dict[int, int] = field(default_factory=dict)
 
     @property
@@ -270,6 +270,65 @@ class Program:
         """Columns, rows, nonzeros."""
         return len(self.upper), len(self.row_lower), len(self.columns)
 
+    def add_block_rows(self) -> None:
+        """Add the sides of the hulls of all blocks as rows, on behalf of ``ratio``."""
+        blocks = self.blocks
+        if not blocks:
+            return
+        numbers = {id(block.hull): place for place, block in enumerate(blocks)}
+        hulls = {number: place for place, number in enumerate(dict.fromkeys(numbers.values()))}
+        of_block = np.array([hulls[numbers[id(block.hull)]] for block in blocks], np.int64)
+        sides = [blocks[place].hull.sides for place in hulls]
+        counts = np.array([len(each) for each in sides], np.int64)
+        flat = np.array([side for each in sides for side in each], np.int64).reshape(-1, 4)
+        first = np.concatenate([[0], np.cumsum(counts)])[:-1]
+        # One row for every side of every block.
+        lengths = counts[of_block]
+        block_of_row = np.repeat(np.arange(len(blocks)), lengths)
+        ends = np.cumsum(lengths)
+        side = (
+            np.arange(ends[-1]) - np.repeat(ends - lengths, lengths) + first[of_block][block_of_row]
+        )
+        a, b, c, equal = flat[side].T
+        parts = [
+            self._side_entries(block_of_row, factor, role) for role, factor in enumerate((a, b))
+        ]
+        switch = np.array([block.switch for block in blocks], np.int64)[block_of_row]
+        parts.append((np.arange(len(side)), switch, -c))
+        row, column, value = (np.concatenate(each) for each in zip(*parts, strict=True))
+        kept = value != 0
+        row, column, value = row[kept], column[kept], value[kept]
+        order = np.argsort(row, kind="stable")
+        start = len(self.columns)
+        self.columns.extend(column[order].tolist())
+        self.coefficients.extend(value[order].tolist())
+        filled = np.cumsum(np.bincount(row, minlength=len(side)))
+        self.starts.extend((start + filled).tolist())
+        rows = len(self.row_lower)
+        self.row_lower.extend(np.where(equal, 0, -INFINITE).tolist())
+        self.row_upper.extend([0] * len(side))
+        self.row_unit.extend(["ratio"] * len(side))
+        stops = (rows + ends).tolist()
+        begins = [rows, *stops[:-1]]
+        self.block_rows = [range(begin, stop) for begin, stop in zip(begins, stops, strict=True)]
+
+    def _side_entries(self, block_of_row: Ints, factor: Ints, role: int) -> tuple[Ints, Ints, Ints]:
+        """Row, column and coefficient of the columns of one role in the rows of blocks."""
+        sides = [block.sides[role] if len(block.sides) > role else () for block in self.blocks]
+        lengths = np.array([len(side) for side in sides], np.int64)
+        flat = np.array([pair for side in sides for pair in side], np.int64).reshape(-1, 2)
+        starts = np.concatenate([[0], np.cumsum(lengths)])
+        count = lengths[block_of_row]
+        row = np.repeat(np.arange(len(block_of_row)), count)
+        ends = np.cumsum(count)
+        place = np.arange(len(row)) - np.repeat(ends - count, count) + starts[block_of_row[row]]
+        return row, flat[place, 0], flat[place, 1] * factor[row]
+
+    def _owner(self) -> Ints:
+        owner = np.full(len(self.upper), -1, np.int64)
+        owner[list(self.owners)] = list(self.owners.values())
+        return owner
+
     def arrays(self) -> Arrays:
         """The rows and bounds as arrays.
 
@@ -287,6 +346,7 @@ class Program:
             np.array(self.columns, np.int64),
             np.array(self.coefficients, np.int64),
             tuple(self.blocks),
+            tuple(self.block_rows),
             self._owner(),
         )
         lengths = np.diff(arrays.starts)
@@ -304,17 +364,13 @@ class Program:
 def _pairs(terms: Mapping[int, int] | Iterable[tuple[int, int]]) -> Iterable[tuple[int, int]]:
     return terms.items() if isinstance(terms, Mapping) else terms
 
-    def _owner(self) -> Ints:
-        owner = np.full(len(self.lower), -1, np.int64)
-        owner[list(self.owners)] = list(self.owners.values())
-        return owner
-
 
 @dataclass(frozen=True)
 class Arrays:
     """A program's rows (CSR) and bounds, all int64; ``±INFINITE`` is no bound.
 
-    ``blocks`` are the parts of it that a relaxation need not look at until they pay; ``owner`` is
+    ``blocks`` are the parts of it that a relaxation need not look at until they pay, and
+    ``block_rows`` the rows that have columns of one block only; ``owner`` is
     the number of the service that a column belongs to, -1 for those that services share.
     """
 
@@ -326,6 +382,7 @@ class Arrays:
     columns: Ints
     coefficients: Ints
     blocks: tuple[GroupBlock, ...] = ()
+    block_rows: tuple[range, ...] = ()
     owner: Ints = field(default_factory=lambda: np.zeros(0, np.int64))
 
     def activity(self, x: Ints) -> Ints:

@@ -88,7 +88,8 @@ class _Guided(GreedyCycle):
             wish.counts[placement.role, placement.shape, placement.domain] = value
         # Blocks that the relaxation lets flow from where they enter to each cell.
         self.quotas: dict[tuple[str, int, int], dict[int, float]] = {}
-        for (block, domain), flow in model.flow.items():
+        for (number, domain), flow in model.flow.items():
+            block = model.blocks[number]
             found = {cell: values[column] for cell, column in flow.items()}
             quota = {cell: value for cell, value in found.items() if value > NONE}
             if quota:

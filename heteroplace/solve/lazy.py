@@ -78,11 +78,11 @@ class Blocks:
             self.weights.append(flat[:, 1])
             self.starts.append(np.concatenate([[0], np.cumsum(lengths)]))
             self.of_column[flat[:, 0]] = np.repeat(np.arange(self.count), lengths)
-        for number, block in enumerate(blocks):
-            self.of_row[block.rows.start : block.rows.stop] = number
-        corners = [corner for block in blocks for corner in block.corners]
+        for number, rows_of in enumerate(arrays.block_rows):
+            self.of_row[rows_of.start : rows_of.stop] = number
+        corners = [corner for block in blocks for corner in block.hull.corners]
         self.corners = np.array(corners, np.int64).reshape(-1, 2)
-        lengths = np.array([len(block.corners) for block in blocks], np.int64)
+        lengths = np.array([len(block.hull.corners) for block in blocks], np.int64)
         self.corner_block = np.repeat(np.arange(self.count), lengths)
         self.corner_starts = np.concatenate([[0], np.cumsum(lengths)])
         self.row_of_entry = np.repeat(np.arange(rows), np.diff(arrays.starts))
