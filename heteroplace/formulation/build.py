@@ -35,9 +35,12 @@ def build(tree: TreeView, deadline: float | None = None) -> Model:
     LateError
         If the deadline came first.
     """
-    model = build_variables(tree, Program(deadline))
+    program = Program(deadline)
+    program.check_time()
+    model = build_variables(tree, program)
     for constraint in CONSTRAINTS:
         constraint(model)
+        program.check_time()
     add_steps(model)
     model.program.add_block_rows()
     _name_owners(model)

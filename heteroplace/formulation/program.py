@@ -143,7 +143,7 @@ class Program:
         number = len(self.upper)
         self.upper.append(upper)
         if not (number + 1) % CHECK_EVERY:
-            self._check_time()
+            self.check_time()
         return number
 
     def add_columns(self, uppers: Sequence[int]) -> range:
@@ -152,7 +152,7 @@ class Program:
         self.upper.extend(uppers)
         last = len(self.upper)
         if first // CHECK_EVERY != last // CHECK_EVERY:
-            self._check_time()
+            self.check_time()
         return range(first, last)
 
     def row(
@@ -206,9 +206,10 @@ class Program:
         self.row_upper.append(upper)
         self.row_unit.append(unit)
         if not len(self.row_lower) % CHECK_EVERY:
-            self._check_time()
+            self.check_time()
 
-    def _check_time(self) -> None:
+    def check_time(self) -> None:
+        """Raise :class:`LateError` when the deadline has come."""
         if self.deadline is not None and time.monotonic() > self.deadline:
             raise LateError
 

@@ -81,6 +81,29 @@ def solve(instance: Instance, profile: Profile | None = None) -> Result:
     return _Run(instance, profile or Profile()).run()
 
 
+@dataclass(frozen=True)
+class Prepared:
+    """What is known of an instance before it is solved.
+
+    Parameters
+    ----------
+    tree, naming, checker
+        Made from the instance.
+    start
+        A decision to improve on, if there is one; it need not be valid.
+    """
+
+    tree: TreeView
+    naming: Naming
+    checker: Checker
+    start: Decision | None = None
+
+
+def solve_prepared(instance: Instance, profile: Profile, prepared: Prepared) -> Result:
+    """:func:`solve` for those who keep what they know of an instance, as a session does."""
+    return _Run(instance, profile, prepared).run()
+
+
 @dataclass
 class _Candidate:
     """A plan with what the checker and the evaluator say of it."""
@@ -93,8 +116,11 @@ class _Candidate:
 class _Run:
     """One call of :func:`solve`."""
 
-    def __init__(self, instance: Instance, profile: Profile) -> None:
+    def __init__(
+        self, instance: Instance, profile: Profile, prepared: Prepared | None = None
+    ) -> None:
         self.instance = instance
+        self.prepared = prepared
         self.profile = profile
         self.began = time.monotonic()
         limit = profile.time_limit
@@ -111,14 +137,7 @@ class _Run:
         self.seconds[phase] += time.monotonic() - began
 
     def run(self) -> Result:
-        began = time.monotonic()
-        self.tree = TreeView(self.instance)
-        self.timed("build", began)
-        # Naming and checking an instance takes about that many times as long as reading a node.
-        self.pace = NAMING_EFFORT * self.seconds["build"] / len(self.instance.nodes)
-        began = time.monotonic()
-        self.naming, self.checker = Naming(self.tree), Checker(self.instance)
-        self.timed("assign", began)
+        self.prepare()
         if self.profile.solver == "greedy-pods":
             return self.result(self.judged(self.heuristic(greedy_pods)))
         decision = self.heuristic(greedy)
@@ -131,8 +150,25 @@ class _Run:
             decision = Decision()
             best = self.judged(decision)
         if self.profile.solver != "greedy":
+            if self.prepared is not None and self.prepared.start is not None:
+                known = self.judged(self.prepared.start)
+                if not known.violations and known.evaluation.values < best.evaluation.values:
+                    decision, best = self.prepared.start, known
             best = self.improved(decision, best)
         return self.result(best)
+
+    def prepare(self) -> None:
+        """Make the view, and what names and checks plans, unless they are given."""
+        began = time.monotonic()
+        given = self.prepared
+        self.tree = TreeView(self.instance) if given is None else given.tree
+        self.timed("build", began)
+        # Naming and checking an instance takes about that many times as long as reading a node.
+        self.pace = NAMING_EFFORT * self.seconds["build"] / len(self.instance.nodes)
+        began = time.monotonic()
+        self.naming = Naming(self.tree) if given is None else given.naming
+        self.checker = Checker(self.instance) if given is None else given.checker
+        self.timed("assign", began)
 
     def heuristic(self, method: Callable[[TreeView, float | None, float], Decision]) -> Decision:
         began = time.monotonic()
@@ -330,4 +366,4 @@ def versions() -> dict[str, str]:
     return found
 
 
-__all__ = ["solve", "versions"]
+__all__ = ["Prepared", "solve", "solve_prepared", "versions"]
