@@ -47,8 +47,8 @@ from heteroplace.topology import TreeView
 
 log = logging.getLogger("heteroplace")
 
-NAMING_EFFORT = 5
-TOLERANCE = 0.1
+NAMING_EFFORT = 8
+TOLERANCE = 0.08
 
 ENGINES: dict[str, Callable[[Profile], Engine]] = {
     "auto": lambda profile: Portfolio(),
@@ -174,11 +174,12 @@ class _Run:
         began = time.monotonic()
         deadline = self.deadline
         if deadline is not None:
-            # Half of the tolerance is for the greedy: cut off, it leaves capacity unmet.
+            # A part of the tolerance is for the greedy: cut off, it leaves capacity unmet.
             deadline += TOLERANCE
             running = sum(len(group.instances) for group in self.instance.running)
             deadline -= self.pace * running
-        decision = method(self.tree, deadline, self.pace)
+        late = deadline is not None and began >= deadline
+        decision = Decision() if late else method(self.tree, deadline, self.pace)
         self.timed("solve", began)
         return decision
 

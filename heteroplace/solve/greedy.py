@@ -29,6 +29,7 @@ NOTHING = -1
 # A unit of that many instances is looked at before it goes on; the look takes so many steps.
 LONG_UNIT = 64
 LONG_LOOK = 20_000
+LOOK_EVERY = 32
 
 
 def greedy(tree: TreeView, deadline: float | None = None, pace: float = 0.0) -> Decision:
@@ -658,6 +659,8 @@ class _Base:
                 total[kind] = total.get(kind, 0) + count
         requests = {}
         for number, service in enumerate(self.instance.services):
+            if not number % LOOK_EVERY and self.late():
+                break
             now: dict[str, int | Fraction] = {}
             for (name, shape_name), count in ready.get(service.name, {}).items():
                 role = service.roles[name]
@@ -676,6 +679,9 @@ class _Base:
             request = self.requests.get(running.service)
             if request is None:
                 continue
+            if not len(self.groups) % LOOK_EVERY and self.late():
+                self.requests.clear()
+                break
             group = Group(index, request, tree.group_domain(running))
             if request.service.affinity.preferred is not None:
                 group.homes = tuple(
