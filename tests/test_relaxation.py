@@ -1,0 +1,211 @@
+"""The lazy relaxation, what is rounded from it and polished: bounds hold, solutions are valid."""
+
+from __future__ import annotations
+
+import importlib
+import random
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pytest
+from strategies import random_instance
+
+from heteroplace import Instance, Profile, check, evaluate, solve
+from heteroplace.formulation import Model, build, hint
+from heteroplace.formulation.program import Arrays, Ints, ProgramStep
+from heteroplace.generate import family_from, generate
+from heteroplace.solve.greedy import greedy
+from heteroplace.solve.guided import guided
+from heteroplace.solve.highs import make_solver, relaxation
+from heteroplace.solve.lazy import Blocks, LazyRelaxation
+from heteroplace.solve.polish import Regrets, polish
+from heteroplace.solve.restrict import Restricted
+from heteroplace.topology import TreeView
+
+ENGINE = importlib.import_module("heteroplace.solve.engine")
+HIGHS = importlib.import_module("heteroplace.solve.highs")
+SEEDS = range(2000, 2040)
+
+
+@cache
+def case(seed: int) -> tuple[Instance, Model, Arrays, Ints, Ints]:
+    """An instance, its program, the greedy's solution and a best one."""
+    knobs: dict[str, object] = {"services": 5, "s2": 2, "s1_per_s2": 2, "nodes_per_s1": 3}
+    if seed % 4:
+        instance = random_instance(random.Random(seed), "small")
+    else:
+        load = (0.7, 1.0, 1.4)[seed // 4 % 3]
+        instance = generate(family_from("small", {**knobs, "load": load}), seed)
+    tree = TreeView(instance)
+    model = build(tree)
+    arrays = model.program.arrays()
+    start = hint(model, greedy(tree))
+    assert start is not None
+    return instance, model, arrays, start, best_of(model, arrays, start)
+
+
+def best_of(model: Model, arrays: Arrays, start: Ints) -> Ints:
+    engine = importlib.import_module("heteroplace.solve.cpsat").CpSatEngine()
+    engine.load(arrays, Profile())
+    walk = ENGINE.walk_steps(engine, arrays, model.program.steps, start, None)
+    assert all(outcome.proven for outcome in walk.steps)
+    best: Ints = walk.solution
+    return best
+
+
+def lazy_of(arrays: Arrays, start: Ints) -> LazyRelaxation:
+    lazy = LazyRelaxation(arrays, make_solver(Profile()))
+    lazy.enter_solution(start)
+    return lazy
+
+
+def caps_at(steps: list[ProgramStep], x: Ints) -> list[list[tuple[ProgramStep, int]]]:
+    """The caps of each step: those before at their values in a solution."""
+    pairs = [(step, step.value(x)) for step in steps if len(step.columns)]
+    return [[pair for pair in pairs if pair[0] in steps[:index]] for index in range(len(steps))]
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_bounds_hold_and_are_as_tight_as_the_plain_relaxation(seed: int) -> None:
+    _, model, arrays, start, best = case(seed)
+    steps = model.program.steps
+    lazy = lazy_of(arrays, start)
+    lazy.enter_solution(best)
+    for step, caps in zip(steps, caps_at(steps, best), strict=True):
+        found = lazy.solve(step, caps, None)
+        assert found is not None
+        assert found.complete
+        value = step.value(best)
+        seen = int(step.coefficients @ best[step.columns])
+        assert found.bound <= seen + 1e-6 * max(1.0, abs(seen))
+        plain = relaxation(arrays, caps, step, Profile(), None)
+        assert plain is not None
+        assert step.lower(int(np.ceil(found.bound - 1e-5))) >= plain.bound - max(1, value) * 1e-3
+
+
+def test_any_prices_give_a_bound() -> None:
+    rng = np.random.default_rng(0)
+    tried = 0
+    for seed in SEEDS:
+        _, model, arrays, start, best = case(seed)
+        step = model.program.steps[-1]
+        caps = caps_at(model.program.steps, best)[-1]
+        lazy = lazy_of(arrays, start)
+        lazy.enter_solution(best)
+        assert lazy.solve(step, caps, None) is not None
+        rows = lazy._cap(caps)
+        seen = int(step.coefficients @ best[step.columns])
+        for scale in (0.01, 0.3, 3.0):
+            dual = rng.normal(0.0, scale, lazy._rows)
+            relaxed, _, _ = lazy._priced(step, rows, best.astype(float), dual)
+            assert relaxed.bound <= seen + 1e-6 * max(1.0, abs(relaxed.bound))
+            tried += 1
+    assert tried == 3 * len(SEEDS)
+
+
+def test_blocks_know_their_columns_and_rows() -> None:
+    seen = 0
+    for seed in SEEDS:
+        _, _, arrays, _, best = case(seed)
+        blocks = Blocks(arrays)
+        for number, (block, rows) in enumerate(zip(arrays.blocks, arrays.block_rows, strict=True)):
+            for row in rows:
+                part = slice(arrays.starts[row], arrays.starts[row + 1])
+                assert set(blocks.of_column[arrays.columns[part]]) <= {number}
+            sums = [sum(weight * best[column] for column, weight in side) for side in block.sides]
+            opened = bool(best[block.switch])
+            assert opened == any(sums)
+            if opened:
+                seen += 1
+                point = (*sums, 0)[:2]
+                assert all(
+                    a * point[0] + b * point[1] == c if equal else a * point[0] + b * point[1] <= c
+                    for a, b, c, equal in block.hull.sides
+                )
+    assert seen > 10
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_what_is_rounded_is_valid(seed: int) -> None:
+    instance, model, arrays, start, best = case(seed)
+    steps = model.program.steps
+    lazy = lazy_of(arrays, start)
+    lazy.enter_solution(best)
+    relaxed = lazy.solve(steps[-1], caps_at(steps, best)[-1], None)
+    assert relaxed is not None
+    rng = np.random.default_rng(seed)
+    noise = rng.random(len(arrays.upper)) * arrays.upper * (rng.random(len(arrays.upper)) < 0.2)
+    for x in (relaxed.x, best.astype(float), noise, np.zeros(len(arrays.upper))):
+        decision = guided(model, x, None, 0.0)
+        assert check(instance, decision.plan(model.tree)) == []
+        found = hint(model, decision)
+        assert found is not None
+        assert arrays.feasible(found)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_restricted_program_is_the_rest_of_the_whole(seed: int) -> None:
+    _, model, arrays, start, best = case(seed)
+    rng = np.random.default_rng(seed)
+    for share in (0.0, 0.3, 1.0):
+        free = (rng.random(len(start)) < share) | (start != best)
+        part = Restricted.of(arrays, free, start)
+        assert np.array_equal(part.whole(part.start), start)
+        assert part.arrays.feasible(part.start)
+        found = best[part.columns]
+        assert np.array_equal(part.whole(found), best)
+        assert part.arrays.feasible(found)
+        for step in model.program.steps:
+            rest = part.step(step)
+            assert rest.value(found) == step.value(best)
+            assert rest.value(part.start) == step.value(start)
+    if not np.array_equal(start, best):
+        broken = part.arrays.upper + 1
+        assert not part.arrays.feasible(broken)
+
+
+def test_polishing_only_improves() -> None:
+    improved = 0
+    for seed in SEEDS:
+        _, model, arrays, start, best = case(seed)
+        steps = model.program.steps
+        lazy = lazy_of(arrays, start)
+        lazy.enter_solution(best)
+        step = ENGINE.merged(steps, arrays)
+        relaxed = lazy.solve(steps[-1], caps_at(steps, best)[-1], None)
+        assert relaxed is not None
+        blocks = lazy.blocks
+        regrets = Regrets(
+            arrays.owner, blocks.of_column, blocks.owner, relaxed.reduced, relaxed.worth
+        )
+        engine = HIGHS.HighsEngine()
+        engine.load(arrays, Profile())
+
+        def minimise(
+            part: Restricted, seconds: float | None, engine: Any = engine, step: Any = step
+        ) -> tuple[Ints | None, bool]:
+            found: tuple[Ints | None, bool] = engine._restricted(part, step, [], seconds)
+            return found
+
+        values = [step.value(start)]
+        for found in polish(arrays, step, start, regrets, minimise, None, seed):
+            assert arrays.feasible(found)
+            values.append(step.value(found))
+        assert values == sorted(set(values), reverse=True)
+        improved += len(values) > 1
+    assert improved > 5
+
+
+@pytest.mark.parametrize("solver", ["highs", "auto"])
+def test_the_way_of_large_programs_leads_small_ones_to_the_optimum(
+    monkeypatch: pytest.MonkeyPatch, solver: Any
+) -> None:
+    monkeypatch.setattr(ENGINE, "LARGE", 0)
+    monkeypatch.setattr(HIGHS, "LARGE", 0)
+    for seed in SEEDS:
+        instance, model, _, _, best = case(seed)
+        result = solve(instance, Profile(solver=solver))
+        assert result.status == "optimal", seed
+        expected = tuple(step.unit * step.value(best) for step in model.program.steps)
+        assert evaluate(instance, result.plan).values == expected, seed
