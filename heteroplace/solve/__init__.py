@@ -143,7 +143,8 @@ class _Run:
         decision = self.heuristic(greedy)
         began = time.monotonic()
         best = self.judged(decision)
-        self.reserve = (time.monotonic() - began) + 0.01
+        # The final plan is named and checked as well, and its solution taken apart before.
+        self.reserve = 2 * (time.monotonic() - began) + 0.01
         if best.violations:
             self.notes.append("the greedy's plan was refused by the checker; nothing is changed")
             log.error("greedy plan refused: %s", best.violations)

@@ -27,10 +27,12 @@ PROVEN_GAP = Fraction(1, 10**6)
 GRACE = 0.05
 LONGEST = 10.0**8
 LARGE = 2000
+HUGE = 8000
 MERGED_SHARE = 0.4
+HUGE_SHARE = 0.8
 RELAXATION_SHARE = 0.3
 STEP_SHARE = 0.5
-ENDED_BY_TIME = 0.9
+ENDED_BY_TIME = 0.85
 DOMINANCE = 300.0
 MERGED_SCALE = 10**4
 
@@ -175,7 +177,8 @@ def walk_steps(
     if rounding is not None:
         walker.guide(rounding)
     walker.bound_all()
-    walker.improve_all_at_once()
+    if walker.improve_all_at_once():
+        walker.bound_all()
     walker.minimise_in_order()
     return Walk(walker.best, walker.outcomes, walker.late or walker.cut_short)
 
@@ -197,6 +200,8 @@ class _Walker:
         self.cut_short = False
         self.best: Ints | None = None
         self.rounded: Ints | None = None
+        # Steps whose relaxation has been solved with those before at their present values.
+        self.bounded: set[int] = set()
         self.outcomes = [StepOutcome(None, _floor(step, arrays)) for step in steps]
         self.offer(start)
 
@@ -220,7 +225,11 @@ class _Walker:
         if self.best is None or values < [step.value(self.best) for step in self.steps]:
             self.best = found
             looser = False
-            for step, outcome, value in zip(self.steps, self.outcomes, values, strict=True):
+            for index, (step, outcome, value) in enumerate(
+                zip(self.steps, self.outcomes, values, strict=True)
+            ):
+                if value != outcome.value:
+                    self.bounded -= set(range(index + 1, len(self.steps)))
                 if looser:
                     # Its bound was found with a step before it capped at less than it has now.
                     outcome.bound = _floor(step, self.arrays)
@@ -231,19 +240,32 @@ class _Walker:
         """Steps that are not proven."""
         return [index for index, outcome in enumerate(self.outcomes) if not outcome.proven]
 
-    def improve_all_at_once(self) -> None:
-        """Minimise one weighted sum of the open steps; what it finds is a start, not a proof."""
+    def improve_all_at_once(self) -> bool:
+        """Minimise one weighted sum of the open steps; whether that found anything better.
+
+        What it finds is a start, not a proof.
+        """
         unproven = self.open_steps()
         if len(self.arrays.lower) < LARGE or not unproven:
-            return
+            return False
+        before = self.best
         first = min(unproven)
-        seconds = self.seconds(MERGED_SHARE)
+        start = self.best
+        if self.rounded is not None:
+            start, self.rounded = self.rounded, None
+            # It may be worse in a step that is proven for the best solution.
+            worse = [
+                index
+                for index, (step, outcome) in enumerate(zip(self.steps, self.outcomes, strict=True))
+                if outcome.value is None or step.value(start) > outcome.value
+            ]
+            first = min([first, *worse])
+        seconds = self.seconds(MERGED_SHARE if len(self.arrays.lower) < HUGE else HUGE_SHARE)
         if not self.late:
-            start = self.best if self.rounded is None else self.rounded
-            self.rounded = None
             found = self.engine.improve(self.steps[first:], self.caps(first), start, seconds)
             for each in found:
                 self.offer(each)
+        return self.best is not before
 
     def guide(self, rounding: Rounding) -> None:
         """Relax the steps in order, each with those before at their bounds, and round the last."""
@@ -251,7 +273,8 @@ class _Walker:
             return
         caps: list[tuple[ProgramStep, int]] = []
         last: Relaxation | None = None
-        for step, outcome in zip(self.steps, self.outcomes, strict=True):
+        settled = True
+        for index, (step, outcome) in enumerate(zip(self.steps, self.outcomes, strict=True)):
             reached = outcome.bound
             if not outcome.proven:
                 seconds = self.seconds(RELAXATION_SHARE)
@@ -262,8 +285,13 @@ class _Walker:
                     break
                 last = found
                 reached = found.bound if reached is None else max(reached, found.bound)
+                if settled:
+                    # The steps before are capped at what they have reached.
+                    self.raise_bound(index, found.bound)
+                    self.bounded.add(index)
             if reached is None:
                 break
+            settled = settled and reached == outcome.value
             if len(step.columns):
                 caps.append((step, reached))
         if last is not None:
@@ -278,12 +306,16 @@ class _Walker:
         if self.best is None:
             return
         for index in self.open_steps():
+            if index in self.bounded:
+                continue
             seconds = self.seconds(RELAXATION_SHARE)
             if self.late:
                 return
             step = self.steps[index]
             found = self.engine.relax(step, self.caps(index), self.best, seconds)
-            self.raise_bound(index, None if found is None else found.bound)
+            if found is not None:
+                self.raise_bound(index, found.bound)
+                self.bounded.add(index)
 
     def caps(self, index: int) -> Caps:
         """The steps before one, with the values they have reached."""

@@ -22,6 +22,7 @@ from heteroplace.solve.highs import HighsEngine
 log = logging.getLogger("heteroplace")
 
 FIRST_SHARE = 0.7
+LOADING = 1e-5
 
 
 class Portfolio:
@@ -33,6 +34,8 @@ class Portfolio:
         """Take the rows and bounds; CP-SAT is loaded when it is first needed."""
         self._arrays = arrays
         self._profile = profile
+        # CP-SAT's model is built in Python; to begin without the time to end only costs time.
+        self._loading = LOADING * len(arrays.coefficients)
         self._second: CpSatEngine | None = None
         self._first: HighsEngine | None = HighsEngine()
         try:
@@ -69,7 +72,9 @@ class Portfolio:
         began = time.monotonic()
         first = Answer(None, None)
         if self._first is not None:
-            share = None if seconds is None else seconds * FIRST_SHARE
+            share = seconds
+            if seconds is not None and seconds * (1 - FIRST_SHARE) > self._loading:
+                share = seconds * FIRST_SHARE
             first = self._first.minimise(step, caps, start, share)
         best = self._better(step, caps, start, first.solution)
         if best is not None and first.bound is not None:
@@ -80,7 +85,7 @@ class Portfolio:
                 log.warning("HiGHS gave the bound %d, %d above a value", first.bound, -gap)
                 first = Answer(best, None)
         left = None if seconds is None else seconds - (time.monotonic() - began)
-        if left is not None and left <= 0:
+        if left is not None and left <= self._loading:
             return Answer(best, first.bound)
         try:
             second = self._load_second().minimise(step, caps, best, left)
