@@ -108,11 +108,55 @@ class _Guided(GreedyCycle):
             for request in requests:
                 if not self.late():
                     self.scale_out(request)
+            for request in requests:
+                if request.wanting() and not self.late():
+                    self.start_over(request)
         if not self.instance.cycle.reuse_freed:
             for request in ordered:
                 if not self.late():
                     self.scale_in(request)
         return self.finish()
+
+    def start_over(self, request: Request) -> None:
+        """Place a service anew as Algorithm 4 would, if that leaves it less unmet."""
+        missing = self.missing(request)
+        for tiers in (range(HIGHEST + 1), (HIGHEST,)):
+            placed = [(group, list(group.added), list(group.taken)) for group in request.groups]
+            for group in request.groups:
+                self.undo(group, 0)
+            for tier in tiers:
+                for group in list(request.groups):
+                    self.grow(group, tier)
+                self.open_groups(request, tier)
+            now = self.missing(request)
+            if now < missing:
+                missing = now
+            else:
+                for group in request.groups:
+                    self.undo(group, 0)
+                for group, added, taken in placed:
+                    self.redo(group, added, taken)
+            if not missing:
+                return
+
+    def missing(self, request: Request) -> int:
+        """What a service lacks, every role as a part of its target."""
+        pairs = zip(request.short, request.share, strict=True)
+        return sum(max(0, short) * share for short, share in pairs)
+
+    def redo(self, group: Group, added: list[Option], taken: list[int]) -> None:
+        """Put instances back to where they were."""
+        start = 0
+        for option in added:
+            for gpus in option.gpus:
+                self.room.take(taken[start], gpus)
+                start += 1
+            group.added.append(option)
+            group.size += 1
+            group.delivered[option.role] += option.capacity
+            group.request.count(option, 1)
+            self.placed += 1
+        group.taken.extend(taken)
 
     def fulfil(self, request: Request) -> None:
         """Fill the groups that the relaxation wishes, the ones opened most first."""

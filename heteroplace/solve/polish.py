@@ -115,13 +115,14 @@ def polish(
         Every better solution of the whole program.
     """
     rng = np.random.default_rng(seed)
+    neighbourhood = _Neighbourhood(arrays, regrets.owner)
     best, size, idle = start, float(FIRST_SIZE), 0
     for _ in range(ROUNDS if deadline is None else 10**9):
         seconds = None if deadline is None else min(LONGEST, deadline - time.monotonic())
         if (seconds is not None and seconds <= 0) or (deadline is None and idle >= PATIENCE):
             return
         chosen = _draw(rng, regrets.of_services(best), round(size))
-        free = chosen[regrets.owner] & regrets.promising(best)
+        free = neighbourhood.of(chosen[regrets.owner] & regrets.promising(best))
         part = Restricted.of(arrays, free, best)
         found, exhausted = minimise(part, seconds)
         idle += 1
@@ -136,6 +137,27 @@ def polish(
             size = min(len(chosen) - 1.0, size * GROWTH)
         else:
             size = max(float(SMALLEST_SIZE), size / GROWTH)
+
+
+class _Neighbourhood:
+    """What has to move so that some columns can."""
+
+    def __init__(self, arrays: Arrays, owner: Ints) -> None:
+        self._columns = arrays.columns
+        self._rows = np.repeat(np.arange(len(arrays.row_lower)), np.diff(arrays.starts))
+        self._row_count = len(arrays.row_lower)
+        self._shared = owner < 0
+
+    def of(self, wanted: Flags) -> Flags:
+        """Columns of services, and the shared ones two rows away from them at most."""
+        free = wanted & ~self._shared
+        for _ in range(2):
+            rows = np.zeros(self._row_count, bool)
+            rows[self._rows[free[self._columns]]] = True
+            near = np.zeros(len(free), bool)
+            near[self._columns[rows[self._rows]]] = True
+            free |= near & self._shared
+        return free
 
 
 def _draw(rng: np.random.Generator, regret: Floats, size: int) -> Flags:
