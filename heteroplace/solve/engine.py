@@ -153,10 +153,9 @@ def walk_steps(
 ) -> Walk:
     """Minimise the steps in order, each without worsening the ones before.
 
-    A large program is first relaxed step by step, and what the relaxations say is rounded. Then
-    every step gets the bound of its relaxation, so that the result has one even when the time runs
-    out early; then all open steps are improved at once, weighted; then they are minimised one by
-    one.
+    A large program is first relaxed step by step, what the relaxations say is rounded, and all open
+    steps are improved at once, weighted. Then every step gets the bound of its relaxation, so that
+    the result has one even when the time runs out early; then the steps are minimised one by one.
 
     Parameters
     ----------
@@ -176,9 +175,8 @@ def walk_steps(
     walker = _Walker(engine, arrays, steps, start, deadline)
     if rounding is not None:
         walker.guide(rounding)
+    walker.improve_all_at_once()
     walker.bound_all()
-    if walker.improve_all_at_once():
-        walker.bound_all()
     walker.minimise_in_order()
     return Walk(walker.best, walker.outcomes, walker.late or walker.cut_short)
 
@@ -200,8 +198,9 @@ class _Walker:
         self.cut_short = False
         self.best: Ints | None = None
         self.rounded: Ints | None = None
-        # Steps whose relaxation has been solved with those before at their present values.
-        self.bounded: set[int] = set()
+        # Of each step the relaxations that were solved: values the steps before were capped at,
+        # and the bound.
+        self.relaxed: list[list[tuple[list[int], int]]] = [[] for _ in steps]
         self.outcomes = [StepOutcome(None, _floor(step, arrays)) for step in steps]
         self.offer(start)
 
@@ -225,11 +224,7 @@ class _Walker:
         if self.best is None or values < [step.value(self.best) for step in self.steps]:
             self.best = found
             looser = False
-            for index, (step, outcome, value) in enumerate(
-                zip(self.steps, self.outcomes, values, strict=True)
-            ):
-                if value != outcome.value:
-                    self.bounded -= set(range(index + 1, len(self.steps)))
+            for step, outcome, value in zip(self.steps, self.outcomes, values, strict=True):
                 if looser:
                     # Its bound was found with a step before it capped at less than it has now.
                     outcome.bound = _floor(step, self.arrays)
@@ -273,7 +268,6 @@ class _Walker:
             return
         caps: list[tuple[ProgramStep, int]] = []
         last: Relaxation | None = None
-        settled = True
         for index, (step, outcome) in enumerate(zip(self.steps, self.outcomes, strict=True)):
             reached = outcome.bound
             if not outcome.proven:
@@ -284,14 +278,10 @@ class _Walker:
                 if found is None:
                     break
                 last = found
+                self.relaxed[index].append(([value for _, value in caps], found.bound))
                 reached = found.bound if reached is None else max(reached, found.bound)
-                if settled:
-                    # The steps before are capped at what they have reached.
-                    self.raise_bound(index, found.bound)
-                    self.bounded.add(index)
             if reached is None:
                 break
-            settled = settled and reached == outcome.value
             if len(step.columns):
                 caps.append((step, reached))
         if last is not None:
@@ -306,16 +296,29 @@ class _Walker:
         if self.best is None:
             return
         for index in self.open_steps():
-            if index in self.bounded:
+            caps = self.caps(index)
+            values = [value for _, value in caps]
+            if self.recall(index, values):
                 continue
             seconds = self.seconds(RELAXATION_SHARE)
             if self.late:
                 return
-            step = self.steps[index]
-            found = self.engine.relax(step, self.caps(index), self.best, seconds)
+            found = self.engine.relax(self.steps[index], caps, self.best, seconds)
             if found is not None:
+                self.relaxed[index].append((values, found.bound))
                 self.raise_bound(index, found.bound)
-                self.bounded.add(index)
+
+    def recall(self, index: int, values: list[int]) -> bool:
+        """Whether a relaxation that was solved before says all that one with these caps would."""
+        for capped, bound in self.relaxed[index]:
+            if capped == values:
+                self.raise_bound(index, bound)
+                return True
+            tighter = all(old <= new for old, new in zip(capped, values, strict=True))
+            known = self.outcomes[index].bound
+            if tighter and known is not None and bound <= known:
+                return True
+        return False
 
     def caps(self, index: int) -> Caps:
         """The steps before one, with the values they have reached."""
