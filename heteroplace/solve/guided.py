@@ -121,9 +121,11 @@ class _Guided(GreedyCycle):
         """Place a service anew as Algorithm 4 would, if that leaves it less unmet."""
         missing = self.missing(request)
         for tiers in (range(HIGHEST + 1), (HIGHEST,)):
-            placed = [(group, list(group.added), list(group.taken)) for group in request.groups]
-            for group in request.groups:
+            before = request.groups
+            placed = [(group, list(group.added), list(group.taken)) for group in before]
+            for group in before:
                 self.undo(group, 0)
+            request.groups = [group for group in before if group.source is not None]
             for tier in tiers:
                 for group in list(request.groups):
                     self.grow(group, tier)
@@ -134,6 +136,7 @@ class _Guided(GreedyCycle):
             else:
                 for group in request.groups:
                     self.undo(group, 0)
+                request.groups = before
                 for group, added, taken in placed:
                     self.redo(group, added, taken)
             if not missing:
