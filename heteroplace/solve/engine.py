@@ -27,9 +27,10 @@ PROVEN_GAP = Fraction(1, 10**6)
 GRACE = 0.05
 LONGEST = 10.0**8
 LARGE = 2000
-HUGE = 8000
 MERGED_SHARE = 0.4
-HUGE_SHARE = 0.8
+# Where branch and bound would not come far, most of the time is better spent on the plan.
+PROOF_PACE = 4e-4
+HASTY_SHARE = 0.8
 RELAXATION_SHARE = 0.3
 STEP_SHARE = 0.5
 ENDED_BY_TIME = 0.85
@@ -255,7 +256,10 @@ class _Walker:
                 if outcome.value is None or step.value(start) > outcome.value
             ]
             first = min([first, *worse])
-        seconds = self.seconds(MERGED_SHARE if len(self.arrays.lower) < HUGE else HUGE_SHARE)
+        seconds = self.seconds(1.0)
+        if seconds is not None:
+            proof = seconds >= PROOF_PACE * len(self.arrays.lower)
+            seconds *= MERGED_SHARE if proof else HASTY_SHARE
         if not self.late:
             found = self.engine.improve(self.steps[first:], self.caps(first), start, seconds)
             for each in found:
