@@ -7,7 +7,7 @@ from math import ceil
 import numpy as np
 from numpy.typing import NDArray
 
-from heteroplace.formulation.program import Arrays, Ints, ProgramStep
+from heteroplace.formulation.program import INFINITE, Arrays, Ints, ProgramStep
 from heteroplace.solve.engine import UnsuitedError
 
 LARGEST_COST = 1e6
@@ -16,6 +16,7 @@ WIDEST = 1e9
 LARGEST_COUNT = 10**9
 TOLERANCE = 1e-6
 RELATIVE_TOLERANCE = 2e-7
+ROUNDING = 1e-14
 
 
 def whole_bound(value: float, step: ProgramStep) -> int | None:
@@ -23,6 +24,51 @@ def whole_bound(value: float, step: ProgramStep) -> int | None:
     if not np.isfinite(value):
         return None
     return step.lower(ceil(value - max(TOLERANCE, RELATIVE_TOLERANCE * abs(value))))
+
+
+def lagrangian_bound(
+    cost: NDArray[np.float64], arrays: Arrays, price: NDArray[np.float64]
+) -> float:
+    """Lower bound of ``cost @ x`` over the rows and bounds of a program, from any prices.
+
+    Parameters
+    ----------
+    cost
+        Of every column.
+    arrays
+        The program; no lower bound of a column is below 0.
+    price
+        Of every row; what would price an end that a row does not have counts as 0.
+    """
+    paid, value = paid_by_rows(arrays.row_lower, arrays.row_upper, price)
+    rows = np.repeat(np.arange(len(paid)), np.diff(arrays.starts))
+    reduced = reduced_costs(cost, arrays.columns, arrays.coefficients * paid[rows])
+    ends = np.where(reduced > 0, arrays.lower, arrays.upper)
+    return rounded_down(np.concatenate([value, reduced * ends]))
+
+
+def paid_by_rows(
+    low: Ints, high: Ints, price: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Prices without those of ends that rows do not have, and what they are worth."""
+    wrong = ((low <= -INFINITE) & (price > 0)) | ((high >= INFINITE) & (price < 0))
+    paid = np.where(wrong, 0.0, price)
+    ends = np.where(paid > 0, low, high)
+    return paid, np.where(paid == 0, 0.0, paid * ends)
+
+
+def reduced_costs(
+    cost: NDArray[np.float64], columns: Ints, paid: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Costs less what the entries of each column pay, no higher than they are exactly."""
+    size = np.abs(cost) + np.bincount(columns, np.abs(paid), len(cost))
+    reduced: NDArray[np.float64] = cost - np.bincount(columns, paid, len(cost)) - ROUNDING * size
+    return reduced
+
+
+def rounded_down(terms: NDArray[np.float64]) -> float:
+    """A sum, no higher than it is exactly."""
+    return float(terms.sum() - ROUNDING * np.abs(terms).sum())
 
 
 def cost_scale(step: ProgramStep) -> float:

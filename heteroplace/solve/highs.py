@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from typing import Any
 
@@ -11,6 +12,7 @@ from heteroplace.formulation.program import INFINITE, Arrays, Ints, ProgramStep
 from heteroplace.profile import Profile
 from heteroplace.solve.engine import (
     LARGE,
+    PROVEN_GAP,
     Answer,
     Caps,
     EngineMissingError,
@@ -23,13 +25,16 @@ from heteroplace.solve.engine import (
 from heteroplace.solve.floating import (
     cap_row,
     cost_scale,
+    lagrangian_bound,
     refuse_wide,
     row_factors,
     whole_bound,
 )
-from heteroplace.solve.lazy import LazyRelaxation
+from heteroplace.solve.lazy import LazyRelaxation, Relaxed
 from heteroplace.solve.polish import Regrets, polish
 from heteroplace.solve.restrict import Restricted
+
+log = logging.getLogger("heteroplace")
 
 MOST_NODES = 200
 MARGIN_SHARE = 0.1
@@ -93,6 +98,10 @@ class HighsEngine:
         solver.setOptionValue("mip_rel_gap", 1e-5)
         solver.setOptionValue("mip_max_nodes", MOST_NODES)
         found = self._run(solver, part.start)
+        if found is not None:
+            x = part.whole(found)
+            if any(capped.value(x) > value for capped, value in caps):
+                found = None
         done = solver.getModelStatus() == _highspy().HighsModelStatus.kOptimal
         return found, done
 
@@ -103,28 +112,34 @@ class HighsEngine:
         if not self._arrays.blocks or len(self._arrays.lower) < LARGE:
             return relaxation(self._arrays, caps, step, self._profile, seconds)
         deadline = None if seconds is None else time.monotonic() + seconds
-        found = within(seconds, lambda: self._relax(step, caps, start, deadline))
-        if found is None:
-            self._lazy = None  # The thread that was left behind may still use it.
-        return found
-
-    def _relax(
-        self, step: ProgramStep, caps: Caps, start: Ints | None, deadline: float | None
-    ) -> Relaxation | None:
-        if self._lazy is None:
-            self._lazy = LazyRelaxation(self._arrays, make_solver(self._profile))
-        lazy = self._lazy
-        if start is not None:
-            lazy.enter_solution(start)
-        found = lazy.solve(step, caps, deadline)
+        # A thread that is left behind keeps what it uses: nothing is shared until it has ended.
+        lazy, self._lazy = self._lazy, None
+        done = within(seconds, lambda: self._relax(lazy, step, caps, start, deadline))
+        if done is None:
+            return None
+        self._lazy, found = done
         if found is None:
             return None
-        blocks = lazy.blocks
+        blocks = self._lazy.blocks
         self._regrets = Regrets(
             self._arrays.owner, blocks.of_column, blocks.owner, found.reduced, found.worth
         )
         bound = whole_bound(found.bound, step)
         return None if bound is None else Relaxation(bound, found.x)
+
+    def _relax(
+        self,
+        lazy: LazyRelaxation | None,
+        step: ProgramStep,
+        caps: Caps,
+        start: Ints | None,
+        deadline: float | None,
+    ) -> tuple[LazyRelaxation, Relaxed | None]:
+        if lazy is None:
+            lazy = LazyRelaxation(self._arrays, make_solver(self._profile))
+        if start is not None:
+            lazy.enter_solution(start)
+        return lazy, lazy.solve(step, caps, deadline)
 
     def minimise(
         self, step: ProgramStep, caps: Caps, start: Ints | None, seconds: float | None
@@ -136,7 +151,32 @@ class HighsEngine:
     def _minimise(
         self, step: ProgramStep, caps: Caps, start: Ints | None, seconds: float | None
     ) -> Answer:
+        began = time.monotonic()
+        answer = self._solved(step, caps, start, seconds)
+        if start is None or answer.bound is None:
+            return answer
+        value = step.value(start)
+        if answer.bound - value <= abs(value) * PROVEN_GAP:
+            return answer
+        # Up to HiGHS 1.15 presolve now and then cuts off the best solutions.
+        log.info("HiGHS gave a bound above a value; it is asked again without presolve")
+        left = None if seconds is None else seconds - (time.monotonic() - began)
+        if left is not None and left <= 0:
+            return Answer(answer.solution, None)
+        return self._solved(step, caps, start, left, presolve=False)
+
+    def _solved(
+        self,
+        step: ProgramStep,
+        caps: Caps,
+        start: Ints | None,
+        seconds: float | None,
+        *,
+        presolve: bool = True,
+    ) -> Answer:
         solver, scale = make_model(self._arrays, caps, step, self._profile, seconds)
+        if not presolve:
+            solver.setOptionValue("presolve", "off")
         found = self._run(solver, start)
         statuses = _highspy().HighsModelStatus
         if solver.getModelStatus() not in (statuses.kOptimal, statuses.kTimeLimit):
@@ -172,9 +212,15 @@ def relaxation(
         solver.run()
         if solver.getModelStatus() != highspy.HighsModelStatus.kOptimal:
             return None
-        bound = whole_bound(solver.getInfo().objective_function_value / scale, step)
-        x = np.asarray(solver.getSolution().col_value, float)
-        return None if bound is None else Relaxation(bound, x)
+        solution = solver.getSolution()
+        # Not the objective's value: that is only as good as the engine's tolerances.
+        starts, columns, values, low, high = with_caps(arrays, caps)
+        whole = Arrays(arrays.lower, arrays.upper, low, high, starts, columns, values)
+        price = np.asarray(solution.row_dual) * row_factors(starts, values) / scale
+        cost = np.zeros(len(arrays.upper))
+        cost[step.columns] = step.coefficients
+        bound = whole_bound(lagrangian_bound(cost, whole, price), step)
+        return None if bound is None else Relaxation(bound, np.asarray(solution.col_value, float))
 
     return within(seconds, solve)
 

@@ -18,7 +18,15 @@ from numpy.typing import NDArray
 
 from heteroplace.formulation.program import INFINITE, Arrays, Ints, ProgramStep
 from heteroplace.solve.engine import Caps
-from heteroplace.solve.floating import LARGEST_COEFFICIENT, cap_row, cost_scale, row_factors
+from heteroplace.solve.floating import (
+    LARGEST_COEFFICIENT,
+    cap_row,
+    cost_scale,
+    paid_by_rows,
+    reduced_costs,
+    rounded_down,
+    row_factors,
+)
 
 Floats = NDArray[np.float64]
 Flags = NDArray[np.bool_]
@@ -392,27 +400,24 @@ class LazyRelaxation:
         """Bound, reduced costs and worth of blocks from the prices of the shared rows."""
         arrays, blocks, shared = self.arrays, self.blocks, self._shared
         low, high = arrays.row_lower[shared], arrays.row_upper[shared]
-        price = dual[: len(shared)] * self._factors[shared]
-        wrong = ((low <= -INFINITE) & (price > 0)) | ((high >= INFINITE) & (price < 0))
-        price[wrong] = 0.0
-        active = np.flatnonzero(price)
-        ends = np.where(price > 0, low, high)[active].astype(float)
-        bound = float(price[active] @ ends)
         prices = np.zeros(len(arrays.row_lower))
-        prices[shared] = price
-        reduced = np.zeros(len(arrays.upper))
-        reduced[step.columns] = step.coefficients
-        weights = arrays.coefficients * prices[blocks.row_of_entry]
-        reduced -= np.bincount(arrays.columns, weights, len(reduced))
+        price = dual[: len(shared)] * self._factors[shared]
+        prices[shared], value = paid_by_rows(low, high, price)
+        cost = np.zeros(len(arrays.upper))
+        cost[step.columns] = step.coefficients
+        columns = [arrays.columns, *(cap.columns for cap in rows)]
+        paid: list[Floats] = [arrays.coefficients * prices[blocks.row_of_entry]]
+        capped = []
         for cap in rows:
             top = min(0.0, float(dual[cap.row]) * cap.factor)
-            reduced[cap.columns] -= cap.values * top
-            bound += top * cap.top
+            paid.append(cap.values.astype(float) * top)
+            capped.append(top * cap.top)
+        reduced = reduced_costs(cost, np.concatenate(columns), np.concatenate(paid))
         free = self._free
         upper = np.where(self._closed, 0.0, arrays.upper)
-        bound += float(np.minimum(0.0, reduced[free] * upper[free]).sum())
         worth, corner, places = blocks.best_corners(reduced)
-        bound += float(np.minimum(0.0, worth).sum())
+        gains = np.concatenate([reduced[free] * upper[free], worth])
+        bound = rounded_down(np.concatenate([value, capped, np.minimum(0.0, gains)]))
         kept = np.where(blocks.of_column < 0, reduced, 0.0)
         return Relaxed(bound, x, kept, worth, complete=False), corner, places
 
