@@ -245,6 +245,45 @@ def test_a_proof_is_a_proof(text: str, exact: Profile) -> None:
     assert result.status == "optimal"
 
 
+def test_a_role_that_shrinks_leaves_room_in_a_group_of_limited_size(exact: Profile) -> None:
+    shapes = [{"pods": [{"gpu_type": "A", "gpus": 4}]}]
+    domains = {"cluster": "c", "s2": "p", "s1": "m"}
+    data = {
+        "schema": 1,
+        "nodes": [
+            {"name": name, "gpu_type": "A", "gpus": 8, "domains": domains} for name in ("n0", "n1")
+        ],
+        "services": [
+            {
+                "name": "s",
+                "affinity": {"required": "s1"},
+                "roles": {
+                    "prefill": {"target": 1, "shapes": shapes},
+                    "decode": {"target": 2, "shapes": shapes},
+                },
+                "ratios": [
+                    {"numerator": "prefill", "denominator": "decode", "min": "1/2", "max": 2}
+                ],
+                "limits": {"max_instances_per_group": 3, "max_groups": 1},
+            }
+        ],
+        "running": [
+            {
+                "name": "g",
+                "service": "s",
+                "instances": [
+                    {"role": role, "shape": "shape0", "nodes": [node]}
+                    for role, node in (("prefill", "n0"), ("prefill", "n0"), ("decode", "n1"))
+                ],
+            }
+        ],
+    }
+    instance = Instance.from_dict(data)
+    result = solve(instance, exact)
+    assert result.status == "optimal"
+    assert judge(instance, result) == brute_force(instance)[0].values == (0, 0, 0)
+
+
 PRIMES = (999983, 999979, 999961, 999959, 999953)
 
 

@@ -612,7 +612,8 @@ def _shared_room(
     most = model.service(candidate.service).limits.max_instances_per_group
     if most is not None:
         now = sum(counted(model, candidate, name)[1] for name in names)
-        return 1, 1, max(most, now) - now
+        # What one role loses leaves room for the other.
+        return 1, 1, max(most, now) - now - first.low - second.low
     shapes = [
         {p.shape for p in model.placements_of.get((candidate.index, name), ())} for name in names
     ]

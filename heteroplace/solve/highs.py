@@ -37,6 +37,8 @@ from heteroplace.solve.restrict import Restricted
 log = logging.getLogger("heteroplace")
 
 MOST_NODES = 200
+# Up to HiGHS 1.15 presolve now and then cuts off the best solutions; small programs need none.
+PRESOLVED = 300
 MARGIN_SHARE = 0.1
 LONGEST_MARGIN = 0.3
 
@@ -158,7 +160,6 @@ class HighsEngine:
         value = step.value(start)
         if answer.bound - value <= abs(value) * PROVEN_GAP:
             return answer
-        # Up to HiGHS 1.15 presolve now and then cuts off the best solutions.
         log.info("HiGHS gave a bound above a value; it is asked again without presolve")
         left = None if seconds is None else seconds - (time.monotonic() - began)
         if left is not None and left <= 0:
@@ -175,7 +176,7 @@ class HighsEngine:
         presolve: bool = True,
     ) -> Answer:
         solver, scale = make_model(self._arrays, caps, step, self._profile, seconds)
-        if not presolve:
+        if not presolve or len(self._arrays.upper) < PRESOLVED:
             solver.setOptionValue("presolve", "off")
         found = self._run(solver, start)
         statuses = _highspy().HighsModelStatus

@@ -32,7 +32,7 @@ from heteroplace.solve.floating import (
     row_factors,
     whole_bound,
 )
-from heteroplace.solve.highs import relaxation
+from heteroplace.solve.highs import PRESOLVED, relaxation
 
 DEFAULT = "HiGHS"
 SHORT = {"CBC": "COIN_CMD"}
@@ -190,6 +190,7 @@ class MilpEngine:
                 gapRel=1e-7,
                 gapAbs=0.999 * scale,
                 random_seed=self._profile.seed,
+                presolve="off" if len(self._arrays.upper) < PRESOLVED else "choose",
             )
         options: dict[str, Any] = {"msg": False, "timeLimit": limit}
         if self._engine == "COIN_CMD" and not pulp.COIN_CMD().available():
