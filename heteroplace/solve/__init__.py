@@ -48,6 +48,7 @@ from heteroplace.topology import TreeView
 log = logging.getLogger("heteroplace")
 
 NAMING_EFFORT = 8
+SLOWEST_NAMING = 1.5e-5
 TOLERANCE = 0.08
 
 ENGINES: dict[str, Callable[[Profile], Engine]] = {
@@ -165,7 +166,9 @@ class _Run:
         self.tree = TreeView(self.instance) if given is None else given.tree
         self.timed("build", began)
         # Naming and checking an instance takes about that many times as long as reading a node.
-        self.pace = NAMING_EFFORT * self.seconds["build"] / len(self.instance.nodes)
+        # One hiccup while reading must not make it look endless.
+        measured = NAMING_EFFORT * self.seconds["build"] / len(self.instance.nodes)
+        self.pace = min(measured, SLOWEST_NAMING)
         began = time.monotonic()
         self.naming = Naming(self.tree) if given is None else given.naming
         self.checker = Checker(self.instance) if given is None else given.checker
