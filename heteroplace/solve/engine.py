@@ -32,6 +32,7 @@ MERGED_SHARE = 0.4
 PROOF_PACE = 4e-4
 HASTY_SHARE = 0.8
 RELAXATION_SHARE = 0.3
+LAST_SHARE = 0.6
 STEP_SHARE = 0.5
 ENDED_BY_TIME = 0.85
 DOMINANCE = 300.0
@@ -275,7 +276,9 @@ class _Walker:
         for index, (step, outcome) in enumerate(zip(self.steps, self.outcomes, strict=True)):
             reached = outcome.bound
             if not outcome.proven:
-                seconds = self.seconds(RELAXATION_SHARE)
+                seconds = self.seconds(
+                    RELAXATION_SHARE if index + 1 < len(self.steps) else LAST_SHARE
+                )
                 found = None
                 if not self.late:
                     found = self.engine.relax(step, caps, self.best, seconds)
@@ -304,7 +307,7 @@ class _Walker:
             values = [value for _, value in caps]
             if self.recall(index, values):
                 continue
-            seconds = self.seconds(RELAXATION_SHARE)
+            seconds = self.seconds(RELAXATION_SHARE if index + 1 < len(self.steps) else 1.0)
             if self.late:
                 return
             found = self.engine.relax(self.steps[index], caps, self.best, seconds)
