@@ -6,6 +6,7 @@ from heteroplace.explain import Explanation, explain
 from heteroplace.instance import Instance
 from heteroplace.plan import Evaluation, Plan, Result, Violation
 from heteroplace.profile import Profile
+from heteroplace.session import Session
 from heteroplace.solve import solve
 
 __version__ = "0.1.0"
@@ -18,6 +19,7 @@ __all__ = [
     "Plan",
     "Profile",
     "Result",
+    "Session",
     "Violation",
     "check",
     "evaluate",

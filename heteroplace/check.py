@@ -16,7 +16,15 @@ from math import gcd, lcm
 
 from heteroplace.errors import InputError
 from heteroplace.faults import NODE_LEVEL
-from heteroplace.instance import Instance, RatioBand, Role, RunningInstance, Service, Shape
+from heteroplace.instance import (
+    Instance,
+    RatioBand,
+    Role,
+    RunningGroup,
+    RunningInstance,
+    Service,
+    Shape,
+)
 from heteroplace.plan import (
     Evaluation,
     MovedInstance,
@@ -107,6 +115,26 @@ class Checker:
 
     def __init__(self, instance: Instance) -> None:
         self._now = _Now(instance)
+
+    def updated(self, instance: Instance) -> Checker:
+        """The checker of an instance that shares parts with this one's.
+
+        A service that is the same object in both, with the same objects running, is not read
+        again.
+
+        Parameters
+        ----------
+        instance
+            The new problem; not changed.
+
+        Returns
+        -------
+        Checker
+            Shares parts with this one, which stays as it is.
+        """
+        made = object.__new__(Checker)
+        made._now = _Now(instance, self._now)
+        return made
 
     def check(self, plan: Plan) -> list[Violation]:
         """Do :func:`check` on the checker's instance."""
@@ -227,16 +255,12 @@ class _Kind:
 
     role: _Role
     shape: Shape
-    index: int
     pods: tuple[tuple[str, int], ...]
     gpus: int
     units: int
     level: str
     """All pods lie within one domain of it."""
-
-    @property
-    def cost(self) -> Fraction:
-        return self.role.given.shape_cost(self.index)
+    cost: Fraction
 
 
 @dataclass(slots=True, eq=False)
@@ -273,12 +297,15 @@ class _Kinds(dict[tuple[str, str], _Kind]):
         given = role.given.shapes[index]
         pods, units = given.pod_list, self.service.units(given.capacity)
         level = NODE_LEVEL if len(pods) == 1 else given.level or self.service.finest
-        return self.setdefault(key, _Kind(role, given, index, pods, given.gpus, units, level))
+        return self.setdefault(
+            key, _Kind(role, given, pods, given.gpus, units, level, role.given.shape_cost(index))
+        )
 
 
 class _Service:
-    def __init__(self, number: int, given: Service, finest: str) -> None:
-        self.number = number
+    """A service and what runs of it."""
+
+    def __init__(self, given: Service, finest: str) -> None:
         self.given = given
         self.finest = finest
         self.required = given.affinity.required
@@ -298,7 +325,19 @@ class _Service:
         }
         self.bands = [self._band(band) for band in given.ratios]
         self.kinds = _Kinds(self)
-        self.groups = 0
+        self.groups: list[_Running] = []
+        self.running: list[RunningGroup] = []
+        self.counts: dict[_Kind, int] = {}
+        """Delivering instances."""
+        self.spill = 0
+        self.outside = 0
+        """GPUs of ready instances outside their group's domain."""
+        self.split = 0
+        """GPUs of ready instances that are split over domains."""
+        self.lacking = 0
+        """GPUs of the preferred shapes of the roles that groups lack."""
+        self.oversize = 0
+        """Instances over the size limit of their group."""
 
     def units(self, capacity: Fraction) -> int:
         return capacity.numerator * (self.scale // capacity.denominator)
@@ -342,17 +381,23 @@ class _Placed:
 class _Running:
     """A deployment group that runs."""
 
-    number: int
-    name: str
+    given: RunningGroup
     service: _Service
     domain: str | None
-    instances: tuple[RunningInstance, ...]
     kinds: list[_Kind] = field(default_factory=list)
     ready: int = 0
     now: Delivered = field(default_factory=dict)
     homes: set[str] = field(default_factory=set)
     numbers: dict[str, int] | None = None
     compared: tuple[PlacedInstance, ...] | None = None
+
+    @property
+    def name(self) -> str:
+        return self.given.name
+
+    @property
+    def instances(self) -> tuple[RunningInstance, ...]:
+        return self.given.instances
 
     @property
     def draining(self) -> int:
@@ -395,47 +440,128 @@ class _Running:
 
 
 class _Now:
-    """The running state and what it is worth."""
+    """The running state and what it is worth.
 
-    def __init__(self, instance: Instance) -> None:
+    Every number is the sum of what the services have, so the services that a second instance
+    shares with ``before`` are taken over as they are.
+    """
+
+    limit: list[int]
+    """GPUs that may be used, by node."""
+    tier: list[int]
+
+    def __init__(self, instance: Instance, before: _Now | None = None) -> None:
         self.instance = instance
         self.nodes = instance.nodes
         self.index = instance.node_index
-        self.limit = [node.gpus - node.reserved for node in instance.nodes]
-        self._places: dict[str, list[str]] = {}
-        self._domains: dict[str, set[str]] = {}
-        self.tier = self._tiers()
-        self.services = {
-            service.name: _Service(number, service, instance.levels[-1])
-            for number, service in enumerate(instance.services)
-        }
-        self.classes: dict[int, list[_Role]] = {priority: [] for priority in instance.priorities}
-        for service in self.services.values():
-            self.classes[service.given.priority].extend(service.roles.values())
         self.used = [0] * len(instance.nodes)
         """GPUs of what runs, by node."""
+        self.delivering = [0] * len(instance.nodes)
+        """GPUs of what runs and is ready, by node."""
+        self._places: dict[str, list[str]] = {}
+        self._domains: dict[str, set[str]] = {}
+        if before is not None and not self._resembles(before):
+            before = None
+        self._read_fleet(before)
+        self._read_services(before)
+        services = self.services.values()
+        self.classes: dict[int, list[_Role]] = {priority: [] for priority in instance.priorities}
+        for service in services:
+            self.classes[service.given.priority].extend(service.roles.values())
         self.on_tier = [0, 0, 0]
-        self.counts: dict[_Kind, int] = defaultdict(int)
-        """Delivering instances."""
-        self.spill = 0
-        self.outside = 0
-        """GPUs of ready instances outside their group's domain."""
-        self.split = 0
-        """GPUs of ready instances that are split over domains."""
-        self.lacking = 0
-        """GPUs of the preferred shapes of the roles that groups lack."""
-        self.oversize = 0
-        """Instances over the size limit of their group."""
-        self.groups: dict[str, _Running] = {}
-        for number, running in enumerate(instance.running):
-            service = self.services[running.service]
-            group = _Running(number, running.name, service, running.domain, running.instances)
-            self._read(group)
-            self.groups[running.name] = group
+        for tier, gpus in zip(self.tier, self.delivering, strict=True):
+            self.on_tier[tier] += gpus
         self.over = sum(
             used - limit for used, limit in zip(self.used, self.limit, strict=True) if used > limit
         )
-        self.shape_cost = _sum((count, kind.cost) for kind, count in self.counts.items())
+        self.spill = sum(service.spill for service in services)
+        self.outside = sum(service.outside for service in services)
+        self.split = sum(service.split for service in services)
+        self.lacking = sum(service.lacking for service in services)
+        self.oversize = sum(service.oversize for service in services)
+        self.shape_cost = _sum(
+            (count, kind.cost) for service in services for kind, count in service.counts.items()
+        )
+
+    def _resembles(self, before: _Now) -> bool:
+        """Whether what runs on a node of both instances is read as it was before."""
+        old, new = before.instance, self.instance
+        if old.levels != new.levels or old.rdma_levels != new.rdma_levels:
+            return False
+        if self.nodes is before.nodes:
+            return True
+        known = set(map(id, before.nodes))
+        for node in [node for node in self.nodes if id(node) not in known]:
+            if node.name in before.index:
+                was = before.nodes[before.index[node.name]]
+                if (
+                    was.gpu_type != node.gpu_type
+                    or was.gpus != node.gpus
+                    or was.domains != node.domains
+                ):
+                    return False
+        return True
+
+    def _read_fleet(self, before: _Now | None) -> None:
+        nodes = self.nodes
+        if before is not None and nodes is before.nodes:
+            self.limit = before.limit
+        else:
+            self.limit = [node.gpus - node.reserved for node in nodes]
+        if before is None:
+            self.tier = self._tiers()
+            return
+        if before.index is self.index:
+            # The same machines in the same order: at most what may be used of them differs.
+            self._places, self._domains = before._places, before._domains
+            self.tier = before.tier
+            self.used, self.delivering = list(before.used), list(before.delivering)
+            return
+        self.tier = self._tiers()
+        for number, node in enumerate(nodes):
+            old = before.index.get(node.name)
+            if old is not None:
+                self.used[number] = before.used[old]
+                self.delivering[number] = before.delivering[old]
+
+    def _read_services(self, before: _Now | None) -> None:
+        """Read the services and what runs, unless they are known from before."""
+        self.services: dict[str, _Service] = {}
+        running: dict[str, list[RunningGroup]] = {
+            service.name: [] for service in self.instance.services
+        }
+        for group in self.instance.running:
+            running[group.service].append(group)
+        known = {} if before is None else dict(before.services)
+        for given in self.instance.services:
+            groups = running[given.name]
+            service = known.get(given.name)
+            if service is not None and service.given is given and service.running == groups:
+                del known[given.name]
+            else:
+                service = _Service(given, self.instance.levels[-1])
+                service.running = groups
+                for each in groups:
+                    self._read(_Running(each, service, each.domain))
+            self.services[given.name] = service
+        for service in known.values():
+            self._forget(service)
+        by_name = {each.name: each for service in self.services.values() for each in service.groups}
+        self.groups = {group.name: by_name[group.name] for group in self.instance.running}
+        self.place = {name: number for number, name in enumerate(self.groups)}
+
+    def _forget(self, service: _Service) -> None:
+        """Take what ran of a service off its nodes."""
+        index = self.index
+        for group in service.groups:
+            for each, kind in zip(group.instances, group.kinds, strict=True):
+                ready = each.state == "ready"
+                for name, (_, gpus) in zip(each.nodes, kind.pods, strict=True):
+                    node = index.get(name)
+                    if node is not None:
+                        self.used[node] -= gpus
+                        if ready:
+                            self.delivering[node] -= gpus
 
     def places(self, level: str) -> list[str]:
         """Domain of every node at a level."""
@@ -476,11 +602,11 @@ class _Now:
         service, index, used = group.service, self.index, self.used
         if group.domain is None and service.required is not None:
             group.domain = self._main_domain(group, service.required)
-        domain, tier, on_tier, of_kind = group.domain, self.tier, self.on_tier, service.kinds
+        domain, delivering, of_kind = group.domain, self.delivering, service.kinds
         required = None if service.required is None else self.places(service.required)
         preferred = None if service.preferred is None else self.places(service.preferred)
         measured: dict[str | None, int] = {}
-        delivering: dict[str | None, int] = {}
+        at_home: dict[str | None, int] = {}
         counts: dict[_Kind, int] = {}
         home: str | None
         for each in group.instances:
@@ -493,9 +619,9 @@ class _Now:
                 node, gpus = index[each.nodes[0]], kind.gpus
                 used[node] += gpus
                 if ready:
-                    on_tier[tier[node]] += gpus
+                    delivering[node] += gpus
                     if required is not None and required[node] != domain:
-                        self.outside += gpus
+                        service.outside += gpus
                 if preferred is None:
                     continue
                 home = preferred[node]
@@ -504,26 +630,26 @@ class _Now:
                 for node, (_, gpus) in zip(nodes, kind.pods, strict=True):
                     used[node] += gpus
                     if ready:
-                        on_tier[tier[node]] += gpus
+                        delivering[node] += gpus
                 if ready and not self.inside(nodes, service.required, domain):
-                    self.outside += kind.gpus
+                    service.outside += kind.gpus
                 if ready and not self.in_one_domain(nodes, kind.level):
-                    self.split += kind.gpus
+                    service.split += kind.gpus
                 if service.preferred is None:
                     continue
                 home = self.domain(nodes, service.preferred)
             measured[home] = measured.get(home, 0) + kind.gpus
             if ready:
-                delivering[home] = delivering.get(home, 0) + kind.gpus
+                at_home[home] = at_home.get(home, 0) + kind.gpus
         if measured:
             group.homes = _most(measured)
-            self.spill += sum(gpus for at, gpus in delivering.items() if at not in group.homes)
+            service.spill += sum(gpus for at, gpus in at_home.items() if at not in group.homes)
         self._count(group, counts)
 
     def _count(self, group: _Running, counts: dict[_Kind, int]) -> None:
         service, now = group.service, group.now
         for kind, count in counts.items():
-            self.counts[kind] += count
+            service.counts[kind] = service.counts.get(kind, 0) + count
             role = kind.role
             units = count * kind.units
             now[role] = now.get(role, 0) + units
@@ -534,11 +660,11 @@ class _Now:
             band.now += band.amount(now)
         if len(now) < len(service.roles):
             for name in service.missing(now):
-                self.lacking += service.given.roles[name].shapes[0].gpus
-        service.groups += 1
+                service.lacking += service.given.roles[name].shapes[0].gpus
+        service.groups.append(group)
         most = service.given.limits.max_instances_per_group
         if most is not None:
-            self.oversize += max(0, group.ready - most)
+            service.oversize += max(0, group.ready - most)
 
     def _main_domain(self, group: _Running, level: str) -> str:
         """The domain that holds most of a running group's GPUs; of equal ones the first name."""
@@ -659,7 +785,7 @@ class _After:
             ):
                 group = self._read(f"groups[{index}]", given, running)
                 (opened if group.running is None else changed).append(group)
-        changed.sort(key=_place)
+        changed.sort(key=lambda group: now.place[group.name])
         self.groups = [*changed, *opened]
         self.arrivals = [(group, placed) for group in self.groups for placed in group.distinct]
         """Every added or moved instance with its group, each object once."""
@@ -677,7 +803,10 @@ class _After:
         for group in self.groups:
             of_service[group.service].append(group)
             self._settle(group)
-        self.of_service = dict(sorted(of_service.items(), key=lambda item: item[0].number))
+        number = now.instance.service_index
+        self.of_service = dict(
+            sorted(of_service.items(), key=lambda item: number[item[0].given.name])
+        )
         """Groups of the services that the plan changes."""
 
     def _read(self, path: str, given: PlanGroup, running: _Running | None) -> _Group:
@@ -819,14 +948,10 @@ class _After:
 
     def group_count(self, service: _Service) -> int:
         """Groups of a service that hold an instance."""
-        count = service.groups
+        count = len(service.groups)
         for group in self.of_service.get(service, ()):
             count += group.holds_instances - (group.running is not None)
         return count
-
-
-def _place(group: _Group) -> int:
-    return -1 if group.running is None else group.running.number
 
 
 # --------------------------------------------------------------------------------------------
@@ -1079,7 +1204,7 @@ def _limits(after: _After) -> Iterator[Violation]:
         most = limits.max_groups
         if most is not None:
             count = after.group_count(service)
-            if count > max(most, service.groups):
+            if count > max(most, len(service.groups)):
                 yield Violation(
                     constraint="limits",
                     subject=service.given.name,

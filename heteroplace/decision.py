@@ -14,7 +14,7 @@ from heteroplace.plan import (
     PlanGroup,
     assembled,
 )
-from heteroplace.topology import ROOT, TreeView
+from heteroplace.topology import ROOT, TreeView, same_groups
 
 _POD = set(PlacedPod.model_fields)
 _PLACED = set(PlacedInstance.model_fields)
@@ -93,6 +93,26 @@ class Naming:
         self._gpus: dict[str, dict[tuple[str, str], tuple[int, ...]]] = defaultdict(dict)
         self._pods: dict[tuple[tuple[str, ...], tuple[int, ...]], tuple[PlacedPod, ...]] = {}
         self._known: dict[tuple[int, str, int, tuple[int, ...]], PlacedInstance] = {}
+
+    def updated(self, tree: TreeView) -> Naming:
+        """What names decisions on another tree; groups that both instances share stay named.
+
+        Parameters
+        ----------
+        tree
+            The new view.
+
+        Returns
+        -------
+        Naming
+            Shares parts with this one, which stays as it is.
+        """
+        made = Naming(tree)
+        made._unchanged = [
+            None if number is None else self._unchanged[number]
+            for number in same_groups(self.tree.instance, tree.instance)
+        ]
+        return made
 
     def plan(self, decision: Decision) -> Plan:
         """Name everything.

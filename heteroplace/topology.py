@@ -7,7 +7,8 @@ are interchangeable, so solvers count in cells and name nodes afterwards.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
 from operator import itemgetter
@@ -15,7 +16,14 @@ from operator import itemgetter
 import networkx as nx
 
 from heteroplace.faults import NODE_LEVEL
-from heteroplace.instance import Instance, RunningGroup, RunningInstance, Shape
+from heteroplace.instance import (
+    Instance,
+    Node,
+    RunningGroup,
+    RunningInstance,
+    Service,
+    Shape,
+)
 
 TIERS = ("low", "medium", "high")
 ROOT = 0
@@ -94,8 +102,84 @@ class TreeView:
         Per running group, whether an instance of it drains.
     """
 
+    used: list[int]
+    ready: list[dict[tuple[str, str], int]]
+    draining: list[bool]
+
     def __init__(self, instance: Instance) -> None:
         self.instance = instance
+        self._read_fleet()
+        self._read_running()
+        self.free = list(map(_free, instance.nodes, self.used))
+
+    def updated(self, instance: Instance) -> TreeView:
+        """The view of an instance that shares parts with this view's.
+
+        What is the same object in both is not read again, so it costs what differs. Equal to
+        ``TreeView(instance)``.
+
+        Parameters
+        ----------
+        instance
+            The new problem.
+
+        Returns
+        -------
+        TreeView
+            Shares parts with this one, which stays as it is.
+        """
+        old = self.instance
+        if instance.levels != old.levels or instance.rdma_levels != old.rdma_levels:
+            return TreeView(instance)
+        made = copy(self)
+        made.instance = instance
+        if instance.nodes is old.nodes or _same_fleet(old.nodes, instance.nodes):
+            made._update_running(self, list(self.used))
+            if instance.nodes is not old.nodes or made.used != self.used:
+                made.free = list(self.free)
+                for number, (node, was, used, before) in enumerate(
+                    zip(instance.nodes, old.nodes, made.used, self.used, strict=True)
+                ):
+                    if node is not was or used != before:
+                        made.free[number] = _free(node, used)
+            return made
+        made.__dict__ = {"instance": instance}
+        made._read_fleet()
+        place, known = old.node_index, self.used
+        made._update_running(
+            self, [known[place[node.name]] if node.name in place else 0 for node in instance.nodes]
+        )
+        made.free = list(map(_free, instance.nodes, made.used))
+        return made
+
+    def _update_running(self, before: TreeView, used: list[int]) -> None:
+        """Take what runs from another view, and count anew what is another object there."""
+        instance, old = self.instance, before.instance
+        kept = same_groups(old, instance)
+        self.ready, self.draining, self.used = [], [], used
+        for number, group in zip(kept, instance.running, strict=True):
+            if number is None:
+                ready, draining = self._read_group(group, {})
+            else:
+                ready, draining = before.ready[number], before.draining[number]
+            self.ready.append(ready)
+            self.draining.append(draining)
+        if len(old.running) > len(instance.running) - kept.count(None):
+            stay = set(kept)
+            for number, group in enumerate(old.running):
+                if number not in stay:
+                    self._forget_group(before, group)
+
+    def _forget_group(self, before: TreeView, group: RunningGroup) -> None:
+        number, used = self.instance.node_index, self.used
+        for running in group.instances:
+            pods = before.shape_of(group, running).pod_list
+            for name, (_, gpus) in zip(running.nodes, pods, strict=True):
+                if name in number:
+                    used[number[name]] -= gpus
+
+    def _read_fleet(self) -> None:
+        """Number the domains and cells, find the tiers."""
         self.domains: list[Domain] = [Domain(ROOT, -1, "fleet", -1)]
         self._number: dict[tuple[int, str], int] = {}
         self._inside: dict[int, list[int]] = {}
@@ -103,11 +187,6 @@ class TreeView:
         self.node_path: list[tuple[int, ...]] = []
         members = self._read_nodes()
         self._order_domains()
-        self._read_running()
-        self.free = [
-            max(0, node.gpus - node.reserved - used) if node.schedulable else 0
-            for node, used in zip(instance.nodes, self.used, strict=True)
-        ]
         self._types = self._types_by_domain(members)
         self._name_cells(members)
 
@@ -151,33 +230,41 @@ class TreeView:
 
     def _read_running(self) -> None:
         """Count what runs, once for all: GPUs by node, ready instances by group."""
-        instance = self.instance
-        self.used = used = [0] * len(instance.nodes)
-        self.ready: list[dict[tuple[str, str], int]] = []
-        self.draining: list[bool] = []
-        number = instance.node_index
+        self.used = [0] * len(self.instance.nodes)
+        self.ready, self.draining = [], []
         gpus_of: dict[str, dict[tuple[str, str], list[int]]] = {}
-        for group in instance.running:
+        for group in self.instance.running:
             known = gpus_of.setdefault(group.service, {})
-            ready: dict[tuple[str, str], int] = {}
-            draining = False
-            for running in group.instances:
-                kind = (running.role, running.shape)
-                if running.state == "ready":
-                    ready[kind] = ready.get(kind, 0) + 1
-                else:
-                    draining = True
-                pods = known.get(kind)
-                if pods is None:
-                    pods = [gpus for _, gpus in self.shape_of(group, running).pod_list]
-                    known[kind] = pods
-                if len(pods) == 1:
-                    used[number[running.nodes[0]]] += pods[0]
-                else:
-                    for name, gpus in zip(running.nodes, pods, strict=True):
-                        used[number[name]] += gpus
+            ready, draining = self._read_group(group, known)
             self.ready.append(ready)
             self.draining.append(draining)
+
+    def _read_group(
+        self, group: RunningGroup, known: dict[tuple[str, str], list[int]]
+    ) -> tuple[dict[tuple[str, str], int], bool]:
+        """Add a group's GPUs to its nodes; its ready instances, and whether one drains.
+
+        ``known`` holds the GPUs of each pod of the service's shapes that were met before.
+        """
+        number, used = self.instance.node_index, self.used
+        ready: dict[tuple[str, str], int] = {}
+        draining = False
+        for running in group.instances:
+            kind = (running.role, running.shape)
+            if running.state == "ready":
+                ready[kind] = ready.get(kind, 0) + 1
+            else:
+                draining = True
+            pods = known.get(kind)
+            if pods is None:
+                pods = [gpus for _, gpus in self.shape_of(group, running).pod_list]
+                known[kind] = pods
+            if len(pods) == 1:
+                used[number[running.nodes[0]]] += pods[0]
+            else:
+                for name, gpus in zip(running.nodes, pods, strict=True):
+                    used[number[name]] += gpus
+        return ready, draining
 
     def _types_by_domain(self, members: dict[tuple[int, str], list[int]]) -> list[set[str]]:
         types: list[set[str]] = [set() for _ in self.domains]
@@ -216,6 +303,10 @@ class TreeView:
     def domain_number(self, level: str, name: str) -> int:
         """Number of the domain ``name`` at ``level``."""
         return self._number[self.instance.levels.index(level), name]
+
+    def find_domain(self, level: str, name: str | None) -> int | None:
+        """Number of the domain ``name`` at ``level``, if there is one."""
+        return None if name is None else self._number.get((self.instance.levels.index(level), name))
 
     def at_level(self, level: str | None, under: int = ROOT) -> list[int]:
         """Domains of a level below (or at) the domain ``under``; the fleet for no level."""
@@ -350,3 +441,79 @@ class TreeView:
             if each.parent >= 0:
                 graph.add_edge(each.parent, each.index)
         return graph
+
+
+def _free(node: Node, used: int) -> int:
+    return max(0, node.gpus - node.reserved - used) if node.schedulable else 0
+
+
+def _same_fleet(before: Sequence[Node], after: Sequence[Node]) -> bool:
+    """Whether nodes differ at most in what may be used of them."""
+    return len(before) == len(after) and all(
+        new is old or (new.name == old.name and _same_machine(old, new))
+        for old, new in zip(before, after, strict=True)
+    )
+
+
+def _others(before: Sequence[Node], after: Sequence[Node]) -> list[Node]:
+    """Nodes that were not there as the same object."""
+    found = list(after)
+    if len(before) == len(after):
+        found = [new for old, new in zip(before, after, strict=True) if new is not old]
+    if len(found) > 1:
+        known = set(map(id, before))
+        found = [node for node in found if id(node) not in known]
+    return found
+
+
+def _same_machine(before: Node, after: Node) -> bool:
+    return (
+        before.gpu_type == after.gpu_type
+        and before.gpus == after.gpus
+        and before.domains == after.domains
+    )
+
+
+def same_groups(before: Instance, after: Instance) -> list[int | None]:
+    """Which running groups two instances share.
+
+    Parameters
+    ----------
+    before, after
+        Two instances.
+
+    Returns
+    -------
+    list of int or None
+        Per running group of ``after``, its number in ``before`` if it is the same object there and
+        its service and its nodes are what they were as far as what runs is concerned.
+    """
+    if before.nodes is not after.nodes:
+        place = before.node_index
+        for node in _others(before.nodes, after.nodes):
+            if node.name in place and not _same_machine(before.nodes[place[node.name]], node):
+                return [None] * len(after.running)
+    number = {id(group): place for place, group in enumerate(before.running)}
+    if before.services is not after.services:
+        old = {service.name: service for service in before.services}
+        other = {
+            service.name
+            for service in after.services
+            if old.get(service.name) is not service and not _runs_alike(old, service)
+        }
+        if other:
+            return [
+                None if group.service in other else number.get(id(group)) for group in after.running
+            ]
+    return [number.get(id(group)) for group in after.running]
+
+
+def _runs_alike(known: Mapping[str, Service], service: Service) -> bool:
+    """Whether what runs of a service reads as it did before."""
+    before = known.get(service.name)
+    return (
+        before is not None
+        and before.affinity == service.affinity
+        and before.roles.keys() == service.roles.keys()
+        and all(before.roles[name].shapes == role.shapes for name, role in service.roles.items())
+    )
