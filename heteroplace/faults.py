@@ -31,7 +31,7 @@ def faults(instance: Instance) -> Iterator[Fault]:
     gpu_types = {node.gpu_type for node in instance.nodes}
     yield from _duplicates("services", [service.name for service in instance.services])
     for index, service in enumerate(instance.services):
-        yield from _service_faults(f"services[{index}]", service, instance.levels, gpu_types)
+        yield from service_faults(f"services[{index}]", service, instance.levels, gpu_types)
     yield from _running_faults(instance)
 
 
@@ -100,7 +100,7 @@ def _unknown(kind: str, name: str, known: Any) -> str:
     return f"unknown {kind} {name!r}; known: {shown}"
 
 
-def _service_faults(
+def service_faults(
     path: str, service: Service, levels: tuple[str, ...], gpu_types: set[str]
 ) -> Iterator[Fault]:
     required, preferred = service.affinity.required, service.affinity.preferred
@@ -185,12 +185,10 @@ def _running_faults(instance: Instance) -> Iterator[Fault]:
                 yield f"{path}.domain", _unknown(f"{level} domain", group.domain, domains[level])
         yield from _duplicates(f"{path}.instances", [str(each.name) for each in group.instances])
         for number, running in enumerate(group.instances):
-            yield from _instance_faults(
-                f"{path}.instances[{number}]", running, service, nodes, used
-            )
+            yield from instance_faults(f"{path}.instances[{number}]", running, service, nodes, used)
 
 
-def _instance_faults(
+def instance_faults(
     path: str,
     running: RunningInstance,
     service: Service,

@@ -20,7 +20,7 @@ from pydantic import Field
 from heteroplace.check import Checker
 from heteroplace.decision import Added, Decision, Naming
 from heteroplace.errors import InputError
-from heteroplace.faults import _instance_faults, _service_faults
+from heteroplace.faults import instance_faults, service_faults
 from heteroplace.files import validated
 from heteroplace.instance import (
     Count,
@@ -498,7 +498,7 @@ class _Draft:
             self._refuse_losses()
         types = set(self.gpu_types)
         for place, service in enumerate(delta.add_services):
-            for where, message in _service_faults(
+            for where, message in service_faults(
                 f"add_services[{place}]", service, self.levels, types
             ):
                 raise InputError(where, message)
@@ -772,7 +772,7 @@ class _Draft:
         used: Counter[str],
     ) -> RunningInstance:
         each = _running(entry, name, state)
-        for where, message in _instance_faults(path, each, change.service, self.nodes, used):
+        for where, message in instance_faults(path, each, change.service, self.nodes, used):
             # A plan has the node of each pod where a running instance has its nodes.
             raise InputError(re.sub(r"\.nodes(\[\d+\])?$", _pod_field, where), message)
         role = change.service.roles[each.role]

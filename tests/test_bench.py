@@ -33,7 +33,7 @@ from heteroplace.bench.record import (
     SolverRecord,
     StepRecord,
 )
-from heteroplace.bench.references import REFERENCES, interruptible, run_reference
+from heteroplace.bench.references import REFERENCES, run_reference
 from heteroplace.bench.scaling import ScalingPoint, ScalingReport, fit_exponent, fits
 from heteroplace.bench.steps import contradiction, difference
 from heteroplace.bench.suite import ReferenceName
@@ -42,6 +42,7 @@ from heteroplace.bench.tables import PLACE, markdown, ratio, updated_page
 from heteroplace.cli import main
 from heteroplace.generate import FAMILIES, family_from, generate
 from heteroplace.plan import Seconds, Size
+from heteroplace.solve.engine import within
 
 Capture = pytest.CaptureFixture[str]
 
@@ -494,7 +495,7 @@ def test_an_interrupt_stops_a_reference() -> None:
         ended.append(stopped.wait(30.0))
 
     with pytest.raises(KeyboardInterrupt):
-        interruptible(work, stopped.set)
+        within(None, work, stopped.set)
     assert ended == [True]
 
 

@@ -7,13 +7,12 @@ each capped at what it reached. Only what "proven" means is the same for all.
 
 from __future__ import annotations
 
-import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
 from math import ceil
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
@@ -25,19 +24,14 @@ from heteroplace.formulation.program import INFINITE, Arrays, Ints, LateError, P
 from heteroplace.instance import Instance
 from heteroplace.profile import Profile
 from heteroplace.solve import solve
-from heteroplace.solve.engine import PROVEN_GAP
+from heteroplace.solve.engine import PROVEN_GAP, Caps, within
 from heteroplace.topology import TreeView
-
-T = TypeVar("T")
 
 ABSOLUTE_GAP = 0.999
 # A hair below, so that what an engine takes for proven still is after rounding its bound.
 RELATIVE_GAP = 0.99 * float(PROVEN_GAP)
 TOLERANCE = 1e-6
 RELATIVE_TOLERANCE = 1e-9
-STOPPING = 10.0
-
-Caps = Sequence[tuple[ProgramStep, int]]
 
 
 class Reference(Protocol):
@@ -132,7 +126,9 @@ class OutOfTheBox:
         """Solve an instance within seconds."""
         engine = self.engine()
         # An engine keeps state per thread, which is how one run gets its defaults anew.
-        return interruptible(lambda: self._run(engine, instance, time_limit), engine.stop)
+        record = within(None, lambda: self._run(engine, instance, time_limit), engine.stop)
+        assert record is not None
+        return record
 
     def _run(self, engine: Engine, instance: Instance, time_limit: float) -> ReferenceRecord:
         began = time.monotonic()
@@ -254,43 +250,6 @@ def _verify(found: Ints, arrays: Arrays, caps: Caps) -> None:
     for step, value in caps:
         if int(step.coefficients @ found[step.columns]) > step.top(value):
             raise RuntimeError(f"its solution is worse in {step.name}, which was capped")
-
-
-def interruptible(work: Callable[[], T], stop: Callable[[], None]) -> T:
-    """Run work in a thread of its own, so that an interrupt gets through; raises what it raises.
-
-    Parameters
-    ----------
-    work
-        What to run.
-    stop
-        Called when an interrupt comes, to end the work early.
-    """
-    outcome: list[T] = []
-    failure: list[BaseException] = []
-    # Not join(): before Python 3.13 an interrupt makes it take the thread for ended.
-    ended = threading.Event()
-
-    def run() -> None:
-        try:
-            outcome.append(work())
-        except BaseException as error:
-            failure.append(error)
-        finally:
-            ended.set()
-
-    thread = threading.Thread(target=run, name="heteroplace-reference")
-    try:
-        thread.start()
-        ended.wait()
-    except BaseException:
-        stop()
-        if thread.ident is not None:
-            ended.wait(STOPPING)
-        raise
-    if failure:
-        raise failure[0]
-    return outcome[0]
 
 
 class Highs:

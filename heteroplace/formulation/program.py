@@ -23,6 +23,8 @@ LARGEST_REACH = 2**60
 CHECK_EVERY = 1000
 
 Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
+Flags = NDArray[np.bool_]
 Share = tuple[Fraction | int, Sequence[int]]
 
 
@@ -276,20 +278,17 @@ class Program:
         blocks = self.blocks
         if not blocks:
             return
-        numbers = {id(block.hull): place for place, block in enumerate(blocks)}
-        hulls = {number: place for place, number in enumerate(dict.fromkeys(numbers.values()))}
-        of_block = np.array([hulls[numbers[id(block.hull)]] for block in blocks], np.int64)
-        sides = [blocks[place].hull.sides for place in hulls]
+        # Many blocks share a hull.
+        hulls = {id(block.hull): block.hull for block in blocks}
+        place = {key: number for number, key in enumerate(hulls)}
+        of_block = np.array([place[id(block.hull)] for block in blocks], np.int64)
+        sides = [hull.sides for hull in hulls.values()]
         counts = np.array([len(each) for each in sides], np.int64)
         flat = np.array([side for each in sides for side in each], np.int64).reshape(-1, 4)
-        first = np.concatenate([[0], np.cumsum(counts)])[:-1]
         # One row for every side of every block.
         lengths = counts[of_block]
         block_of_row = np.repeat(np.arange(len(blocks)), lengths)
-        ends = np.cumsum(lengths)
-        side = (
-            np.arange(ends[-1]) - np.repeat(ends - lengths, lengths) + first[of_block][block_of_row]
-        )
+        side = ranges(np.concatenate([[0], np.cumsum(counts)]), of_block)
         a, b, c, equal = flat[side].T
         parts = [
             self._side_entries(block_of_row, factor, role) for role, factor in enumerate((a, b))
@@ -309,21 +308,16 @@ class Program:
         self.row_lower.extend(np.where(equal, 0, -INFINITE).tolist())
         self.row_upper.extend([0] * len(side))
         self.row_unit.extend(["ratio"] * len(side))
-        stops = (rows + ends).tolist()
+        stops = (rows + np.cumsum(lengths)).tolist()
         begins = [rows, *stops[:-1]]
         self.block_rows = [range(begin, stop) for begin, stop in zip(begins, stops, strict=True)]
 
     def _side_entries(self, block_of_row: Ints, factor: Ints, role: int) -> tuple[Ints, Ints, Ints]:
         """Row, column and coefficient of the columns of one role in the rows of blocks."""
-        sides = [block.sides[role] if len(block.sides) > role else () for block in self.blocks]
-        lengths = np.array([len(side) for side in sides], np.int64)
-        flat = np.array([pair for side in sides for pair in side], np.int64).reshape(-1, 2)
-        starts = np.concatenate([[0], np.cumsum(lengths)])
-        count = lengths[block_of_row]
-        row = np.repeat(np.arange(len(block_of_row)), count)
-        ends = np.cumsum(count)
-        place = np.arange(len(row)) - np.repeat(ends - count, count) + starts[block_of_row[row]]
-        return row, flat[place, 0], flat[place, 1] * factor[row]
+        starts, columns, weights = side_arrays(self.blocks, role)
+        row = np.repeat(np.arange(len(block_of_row)), np.diff(starts)[block_of_row])
+        place = ranges(starts, block_of_row)
+        return row, columns[place], weights[place] * factor[row]
 
     def _owner(self) -> Ints:
         owner = np.full(len(self.upper), -1, np.int64)
@@ -355,11 +349,33 @@ class Program:
         widest = float(lengths.max(initial=0)) * float(arrays.upper.max(initial=0))
         if widest * size.max(initial=0) >= INFINITE:
             # No row is as long, as steep and as high at once: look at each.
-            rows = np.repeat(np.arange(len(lengths)), lengths)
             terms = size * arrays.upper[arrays.columns]
-            if np.any(np.bincount(rows, terms, len(lengths)) >= INFINITE):
+            if np.any(np.bincount(arrays.row_of_entry, terms, len(lengths)) >= INFINITE):
                 raise OverflowError("the value of a row may not fit 63 bits")
         return arrays
+
+
+def side_arrays(blocks: Sequence[GroupBlock], role: int) -> tuple[Ints, Ints, Ints]:
+    """Columns and weights of the first or second role of all blocks, one after the other.
+
+    Returns
+    -------
+    tuple of numpy.ndarray
+        Where each block begins, and the end of the last; columns; weights.
+    """
+    sides = [block.sides[role] if len(block.sides) > role else () for block in blocks]
+    flat = np.array([pair for side in sides for pair in side], np.int64).reshape(-1, 2)
+    starts = np.cumsum([0, *(len(side) for side in sides)], dtype=np.int64)
+    return starts, flat[:, 0], flat[:, 1]
+
+
+def ranges(starts: Ints, chosen: Ints) -> Ints:
+    """Numbers of the entries in ``starts[i]:starts[i + 1]`` for every chosen i, in that order."""
+    first = starts[chosen]
+    lengths = starts[chosen + 1] - first
+    ends = np.cumsum(lengths)
+    shifts: Ints = np.repeat(first - (ends - lengths), lengths)
+    return np.arange(len(shifts)) + shifts
 
 
 def _pairs(terms: Mapping[int, int] | Iterable[tuple[int, int]]) -> Iterable[tuple[int, int]]:
@@ -385,6 +401,12 @@ class Arrays:
     blocks: tuple[GroupBlock, ...] = ()
     block_rows: tuple[range, ...] = ()
     owner: Ints = field(default_factory=lambda: np.zeros(0, np.int64))
+
+    @cached_property
+    def row_of_entry(self) -> Ints:
+        """Row of every coefficient."""
+        rows: Ints = np.repeat(np.arange(len(self.row_lower)), np.diff(self.starts))
+        return rows
 
     def activity(self, x: Ints) -> Ints:
         """Value of every row at a solution."""

@@ -14,7 +14,6 @@ from fractions import Fraction
 from math import ceil, gcd, lcm
 
 from heteroplace.footprint import Block, Footprint, footprint
-from heteroplace.formulation.hull import Hull
 from heteroplace.formulation.packing import Pool
 from heteroplace.formulation.program import Program
 from heteroplace.formulation.state import RunningState, read_running
@@ -249,7 +248,6 @@ class Model:
     band_units: dict[tuple[int, str, str], tuple[int, int, tuple[int, ...]]] = field(
         default_factory=dict
     )
-    hulls: dict[tuple[object, ...], Hull] = field(default_factory=dict)
     _numbers: dict[Block, int] = field(default_factory=dict)
     _wanted: dict[tuple[object, ...], Wanted] = field(default_factory=dict)
     _fits: dict[Wanted, list[bool]] = field(default_factory=dict)

@@ -11,21 +11,20 @@ from fractions import Fraction
 from typing import Protocol, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
-from heteroplace.formulation.program import Arrays, Ints, ProgramStep
+from heteroplace.formulation.program import Arrays, Floats, Ints, ProgramStep
 from heteroplace.profile import Profile
 
 log = logging.getLogger("heteroplace")
 
 T = TypeVar("T")
 
-Floats = NDArray[np.float64]
 Rounding = Callable[[Floats], Ints | None]
 
 PROVEN_GAP = Fraction(1, 10**6)
 GRACE = 0.05
 LONGEST = 10.0**8
+STOPPING = 10.0
 LARGE = 2000
 MERGED_SHARE = 0.4
 # Where branch and bound would not come far, most of the time is better spent on the plan.
@@ -237,15 +236,11 @@ class _Walker:
         """Steps that are not proven."""
         return [index for index, outcome in enumerate(self.outcomes) if not outcome.proven]
 
-    def improve_all_at_once(self) -> bool:
-        """Minimise one weighted sum of the open steps; whether that found anything better.
-
-        What it finds is a start, not a proof.
-        """
+    def improve_all_at_once(self) -> None:
+        """Minimise one weighted sum of the open steps; what it finds is a start, not a proof."""
         unproven = self.open_steps()
         if len(self.arrays.lower) < LARGE or not unproven:
-            return False
-        before = self.best
+            return
         first = min(unproven)
         start = self.best
         if self.rounded is not None:
@@ -265,7 +260,6 @@ class _Walker:
             found = self.engine.improve(self.steps[first:], self.caps(first), start, seconds)
             for each in found:
                 self.offer(each)
-        return self.best is not before
 
     def guide(self, rounding: Rounding) -> None:
         """Relax the steps in order, each with those before at their bounds, and round the last."""
@@ -398,11 +392,22 @@ def rounded(values: object) -> Ints:
     return integers
 
 
-def within(seconds: float | None, work: Callable[[], T]) -> T | None:
+def within(
+    seconds: float | None, work: Callable[[], T], stop: Callable[[], None] | None = None
+) -> T | None:
     """Run work in a thread of its own and wait for it; null when it does not end in time.
 
     Engines keep per-thread state and may overrun their limit inside a long operation; late work
     is left behind and its outcome dropped.
+
+    Parameters
+    ----------
+    seconds
+        How long to wait; null for as long as it takes.
+    work
+        What to run; what it raises is raised here.
+    stop
+        Called when an interrupt comes, to end the work early.
     """
     outcome: list[T] = []
     failure: list[BaseException] = []
@@ -418,8 +423,16 @@ def within(seconds: float | None, work: Callable[[], T]) -> T | None:
             ended.set()
 
     # Not a daemon: one that is cut off inside an engine when Python ends takes the process down.
-    threading.Thread(target=run, name="heteroplace-engine").start()
-    ended.wait(None if seconds is None else min(seconds + GRACE, LONGEST))
+    thread = threading.Thread(target=run, name="heteroplace-engine")
+    try:
+        thread.start()
+        ended.wait(None if seconds is None else min(seconds + GRACE, LONGEST))
+    except BaseException:
+        if stop is not None:
+            stop()
+            if thread.ident is not None:
+                ended.wait(STOPPING)
+        raise
     if failure:
         raise failure[0]
     return outcome[0] if outcome else None

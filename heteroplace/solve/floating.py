@@ -5,9 +5,8 @@ from __future__ import annotations
 from math import ceil
 
 import numpy as np
-from numpy.typing import NDArray
 
-from heteroplace.formulation.program import INFINITE, Arrays, Ints, ProgramStep
+from heteroplace.formulation.program import INFINITE, Arrays, Floats, Ints, ProgramStep
 from heteroplace.solve.engine import UnsuitedError
 
 LARGEST_COST = 1e6
@@ -26,9 +25,7 @@ def whole_bound(value: float, step: ProgramStep) -> int | None:
     return step.lower(ceil(value - max(TOLERANCE, RELATIVE_TOLERANCE * abs(value))))
 
 
-def lagrangian_bound(
-    cost: NDArray[np.float64], arrays: Arrays, price: NDArray[np.float64]
-) -> float:
+def lagrangian_bound(cost: Floats, arrays: Arrays, price: Floats) -> float:
     """Lower bound of ``cost @ x`` over the rows and bounds of a program, from any prices.
 
     Parameters
@@ -41,15 +38,13 @@ def lagrangian_bound(
         Of every row; what would price an end that a row does not have counts as 0.
     """
     paid, value = paid_by_rows(arrays.row_lower, arrays.row_upper, price)
-    rows = np.repeat(np.arange(len(paid)), np.diff(arrays.starts))
-    reduced = reduced_costs(cost, arrays.columns, arrays.coefficients * paid[rows])
+    entries = arrays.coefficients * paid[arrays.row_of_entry]
+    reduced = reduced_costs(cost, arrays.columns, entries)
     ends = np.where(reduced > 0, arrays.lower, arrays.upper)
     return rounded_down(np.concatenate([value, reduced * ends]))
 
 
-def paid_by_rows(
-    low: Ints, high: Ints, price: NDArray[np.float64]
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def paid_by_rows(low: Ints, high: Ints, price: Floats) -> tuple[Floats, Floats]:
     """Prices without those of ends that rows do not have, and what they are worth."""
     wrong = ((low <= -INFINITE) & (price > 0)) | ((high >= INFINITE) & (price < 0))
     paid = np.where(wrong, 0.0, price)
@@ -57,16 +52,14 @@ def paid_by_rows(
     return paid, np.where(paid == 0, 0.0, paid * ends)
 
 
-def reduced_costs(
-    cost: NDArray[np.float64], columns: Ints, paid: NDArray[np.float64]
-) -> NDArray[np.float64]:
+def reduced_costs(cost: Floats, columns: Ints, paid: Floats) -> Floats:
     """Costs less what the entries of each column pay, no higher than they are exactly."""
     size = np.abs(cost) + np.bincount(columns, np.abs(paid), len(cost))
-    reduced: NDArray[np.float64] = cost - np.bincount(columns, paid, len(cost)) - ROUNDING * size
+    reduced: Floats = cost - np.bincount(columns, paid, len(cost)) - ROUNDING * size
     return reduced
 
 
-def rounded_down(terms: NDArray[np.float64]) -> float:
+def rounded_down(terms: Floats) -> float:
     """A sum, no higher than it is exactly."""
     return float(terms.sum() - ROUNDING * np.abs(terms).sum())
 
@@ -92,7 +85,7 @@ def refuse_wide(arrays: Arrays) -> None:
     row_factors(arrays.starts, arrays.coefficients)
 
 
-def row_factors(starts: Ints, values: Ints) -> NDArray[np.float64]:
+def row_factors(starts: Ints, values: Ints) -> Floats:
     """Factors that bring the coefficients of every row to at most ``LARGEST_COEFFICIENT``.
 
     Raises

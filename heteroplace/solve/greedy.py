@@ -900,13 +900,17 @@ class GreedyCycle(_Base):
                 domains = (self.home(group), group.domain)
             for domain in domains:
                 if self.room.allocate(domain, option, tier, group.taken):
-                    group.added.append(option)
-                    group.size += 1
-                    group.delivered[role] += option.capacity
-                    request.count(option, 1)
-                    self.placed += 1
+                    self.add(group, option)
                     return True
         return False
+
+    def add(self, group: Group, option: Option) -> None:
+        """Count an instance whose nodes are taken."""
+        group.added.append(option)
+        group.size += 1
+        group.delivered[option.role] += option.capacity
+        group.request.count(option, 1)
+        self.placed += 1
 
     def new_instances(self, group: Group) -> Iterable[tuple[Option, tuple[int, ...]]]:
         start = 0

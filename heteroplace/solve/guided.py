@@ -11,14 +11,10 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 from itertools import groupby
 
-import numpy as np
-from numpy.typing import NDArray
-
 from heteroplace.decision import Decision
+from heteroplace.formulation.program import Floats
 from heteroplace.formulation.variables import Model
 from heteroplace.solve.greedy import HIGHEST, NOTHING, GreedyCycle, Group, Option, Request
-
-Floats = NDArray[np.float64]
 
 ENOUGH = 0.5
 NONE = 1e-6
@@ -154,11 +150,7 @@ class _Guided(GreedyCycle):
             for gpus in option.gpus:
                 self.room.take(taken[start], gpus)
                 start += 1
-            group.added.append(option)
-            group.size += 1
-            group.delivered[option.role] += option.capacity
-            group.request.count(option, 1)
-            self.placed += 1
+            self.add(group, option)
         group.taken.extend(taken)
 
     def fulfil(self, request: Request) -> None:
@@ -226,11 +218,7 @@ class _Guided(GreedyCycle):
             if not request.may_add(option) or not self.take_wished(group, option, domain):
                 continue
             left[shape, domain] -= 1.0
-            group.added.append(option)
-            group.size += 1
-            group.delivered[role] += option.capacity
-            request.count(option, 1)
-            self.placed += 1
+            self.add(group, option)
             return True
         return False
 

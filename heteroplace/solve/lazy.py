@@ -14,12 +14,18 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from heteroplace.formulation.program import INFINITE, Arrays, Ints, ProgramStep
+from heteroplace.formulation.program import (
+    INFINITE,
+    Arrays,
+    Floats,
+    Ints,
+    ProgramStep,
+    ranges,
+    side_arrays,
+)
 from heteroplace.solve.engine import Caps
 from heteroplace.solve.floating import (
-    LARGEST_COEFFICIENT,
     cap_row,
     cost_scale,
     paid_by_rows,
@@ -27,9 +33,6 @@ from heteroplace.solve.floating import (
     rounded_down,
     row_factors,
 )
-
-Floats = NDArray[np.float64]
-Flags = NDArray[np.bool_]
 
 PAYS = 1e-7
 NEW_PER_OWNER = 4
@@ -68,9 +71,8 @@ class Blocks:
     def __init__(self, arrays: Arrays) -> None:
         blocks = arrays.blocks
         self.count = len(blocks)
-        rows = len(arrays.row_lower)
         self.of_column = np.full(len(arrays.upper), -1, np.int64)
-        self.of_row = np.full(rows, -1, np.int64)
+        self.of_row = np.full(len(arrays.row_lower), -1, np.int64)
         self.owner = np.array([block.owner for block in blocks], np.int64)
         self.switch = np.array([block.switch for block in blocks], np.int64)
         self.of_column[self.switch] = np.arange(self.count)
@@ -79,13 +81,11 @@ class Blocks:
         self.weights: list[Ints] = []
         self.starts: list[Ints] = []
         for role in (0, 1):
-            sides = [block.sides[role] if len(block.sides) > role else () for block in blocks]
-            lengths = np.array([len(side) for side in sides], np.int64)
-            flat = np.array([pair for side in sides for pair in side], np.int64).reshape(-1, 2)
-            self.members.append(flat[:, 0])
-            self.weights.append(flat[:, 1])
-            self.starts.append(np.concatenate([[0], np.cumsum(lengths)]))
-            self.of_column[flat[:, 0]] = np.repeat(np.arange(self.count), lengths)
+            starts, members, weights = side_arrays(blocks, role)
+            self.members.append(members)
+            self.weights.append(weights)
+            self.starts.append(starts)
+            self.of_column[members] = np.repeat(np.arange(self.count), np.diff(starts))
         for number, rows_of in enumerate(arrays.block_rows):
             self.of_row[rows_of.start : rows_of.stop] = number
         corners = [corner for block in blocks for corner in block.hull.corners]
@@ -93,7 +93,6 @@ class Blocks:
         lengths = np.array([len(block.hull.corners) for block in blocks], np.int64)
         self.corner_block = np.repeat(np.arange(self.count), lengths)
         self.corner_starts = np.concatenate([[0], np.cumsum(lengths)])
-        self.row_of_entry = np.repeat(np.arange(rows), np.diff(arrays.starts))
 
     def cheapest(self, reduced: Floats, role: int) -> tuple[Floats, Ints]:
         """Least reduced cost of a unit of a role in each block, and its place in ``members``."""
@@ -149,6 +148,8 @@ class LazyRelaxation:
         self._place = np.full(len(arrays.row_lower), -1, np.int64)
         self._place[self._shared] = np.arange(len(self._shared))
         self._free = np.flatnonzero(self.blocks.of_column < 0)
+        self._free_place = np.full(len(arrays.upper), -1, np.int64)
+        self._free_place[self._free] = np.arange(len(self._free))
         # Rows of the model: the shared ones, then as they come those of caps and of blocks.
         self._rows = len(self._shared)
         self._cap_rows: dict[str, tuple[int, Ints, Ints, float]] = {}
@@ -157,6 +158,7 @@ class LazyRelaxation:
         self._patterns = 0
         self._pattern_parts: list[tuple[Ints, Ints, Floats]] = []
         self._known: set[tuple[object, ...]] = set()
+        self._last: Ints | None = None
         self._add_shared()
 
     # -- the model -------------------------------------------------------------------------
@@ -188,9 +190,9 @@ class LazyRelaxation:
         upper
             Upper end of each new column.
         """
-        entries = self._by_column[_ranges(self._column_starts, columns)]
+        entries = self._by_column[ranges(self._column_starts, columns)]
         part = np.repeat(np.arange(len(columns)), np.diff(self._column_starts)[columns])
-        row = self.blocks.row_of_entry[entries]
+        row = self.arrays.row_of_entry[entries]
         value = self.arrays.coefficients[entries] * counts[part] * self._factors[row]
         place, owner_of = self._place[row], owner[part]
         kept = place >= 0
@@ -216,6 +218,9 @@ class LazyRelaxation:
 
     def enter_solution(self, x: Ints) -> None:
         """Let what a solution opens take part, just as it is there."""
+        if x is self._last:
+            return
+        self._last = x
         block = self.blocks.of_column
         columns = np.flatnonzero((x > 0) & (block >= 0))
         self._enter(block[columns], columns, x[columns].astype(float))
@@ -293,8 +298,7 @@ class LazyRelaxation:
     def _cap(self, caps: Caps) -> list[_CapRow]:
         """Cap steps and no others; the rows of those that no column bound expresses."""
         closed = np.zeros(len(self.arrays.upper), bool)
-        place_of = np.full(len(closed), -1, np.int64)
-        place_of[self._free] = np.arange(len(self._free))
+        place_of = self._free_place
         rows: list[_CapRow] = []
         for step, value in caps:
             if step.top(value) == 0 and not (step.coefficients < 0).any():
@@ -302,7 +306,7 @@ class LazyRelaxation:
                 continue
             columns, values, top = cap_row(step, value)
             if step.name not in self._cap_rows:
-                factor = min(1.0, LARGEST_COEFFICIENT / max(1, int(np.abs(values).max(initial=0))))
+                factor = float(row_factors(np.array([0, len(values)]), values)[0])
                 self._cap_rows[step.name] = (self._rows, columns, values, factor)
                 self._rows += 1
                 # Steps that are followed by others have no column of a block.
@@ -322,9 +326,7 @@ class LazyRelaxation:
 
     # -- solving ---------------------------------------------------------------------------
 
-    def solve(
-        self, step: ProgramStep, caps: Caps, deadline: float | None, enough: float = np.inf
-    ) -> Relaxed | None:
+    def solve(self, step: ProgramStep, caps: Caps, deadline: float | None) -> Relaxed | None:
         """Solve the relaxation of a step; null when the time runs out before there are prices.
 
         Parameters
@@ -335,8 +337,6 @@ class LazyRelaxation:
             Steps that stay at or below a value in units; none of them has a column of a block.
         deadline
             ``time.monotonic()`` at which the last round ends.
-        enough
-            Stop as soon as the bound of ``coefficients @ x`` reaches this.
         """
         rows = self._cap(caps)
         best: Relaxed | None = None
@@ -352,9 +352,13 @@ class LazyRelaxation:
             bound = relaxed.bound if best is None else max(best.bound, relaxed.bound)
             price = np.where(self._block_row >= 0, dual[self._block_row], 0.0)
             pays = relaxed.worth - np.minimum(price, 0.0) < -PAYS * max(1.0, abs(bound))
-            chosen = self._chosen(np.flatnonzero(pays), relaxed.worth)
+            paying = np.flatnonzero(pays)
+            best_few = best_of_owners(
+                self.blocks.owner[paying], relaxed.worth[paying], NEW_PER_OWNER
+            )
+            chosen = paying[best_few]
             best = replace(relaxed, bound=bound, complete=not len(chosen))
-            if best.complete or bound >= enough:
+            if best.complete:
                 return best
             if not self._enter_corners(chosen, corner, places):
                 return replace(best, complete=True)
@@ -382,18 +386,6 @@ class LazyRelaxation:
             x += np.bincount(column, count * value[len(self._free) + pattern], len(x))
         return x, np.asarray(solution.row_dual) / self._scale
 
-    def _chosen(self, numbers: Ints, worth: Floats) -> Ints:
-        """Of some blocks, the best few of every owner."""
-        if not len(numbers):
-            return numbers
-        owners = self.blocks.owner[numbers]
-        order = np.lexsort((worth[numbers], owners))
-        owners, numbers = owners[order], numbers[order]
-        starts = np.flatnonzero(np.concatenate([[True], owners[1:] != owners[:-1]]))
-        rank = np.arange(len(numbers)) - np.repeat(starts, np.diff([*starts, len(numbers)]))
-        best: Ints = numbers[rank < NEW_PER_OWNER]
-        return best
-
     def _priced(
         self, step: ProgramStep, rows: list[_CapRow], x: Floats, dual: Floats
     ) -> tuple[Relaxed, Ints, tuple[Ints, Ints]]:
@@ -406,7 +398,7 @@ class LazyRelaxation:
         cost = np.zeros(len(arrays.upper))
         cost[step.columns] = step.coefficients
         columns = [arrays.columns, *(cap.columns for cap in rows)]
-        paid: list[Floats] = [arrays.coefficients * prices[blocks.row_of_entry]]
+        paid: list[Floats] = [arrays.coefficients * prices[arrays.row_of_entry]]
         capped = []
         for cap in rows:
             top = min(0.0, float(dual[cap.row]) * cap.factor)
@@ -433,12 +425,11 @@ class _CapRow:
     top: int
 
 
-def _ranges(starts: Ints, chosen: Ints) -> Ints:
-    """Numbers of the entries in ``starts[i]:starts[i + 1]`` for every chosen i, in that order."""
-    first = starts[chosen]
-    lengths = starts[chosen + 1] - first
-    if not len(chosen) or not lengths.sum():
-        return np.zeros(0, np.int64)
-    ends = np.cumsum(lengths)
-    numbers: Ints = np.arange(ends[-1]) + np.repeat(first - (ends - lengths), lengths)
-    return numbers
+def best_of_owners(owners: Ints, worth: Floats, most: int) -> Ints:
+    """Places of the least few of every owner."""
+    order = np.lexsort((worth, owners))
+    ordered = owners[order]
+    starts = np.flatnonzero(np.diff(ordered, prepend=-1))
+    rank = np.arange(len(order)) - np.repeat(starts, np.diff([*starts, len(order)]))
+    best: Ints = order[rank < most]
+    return best

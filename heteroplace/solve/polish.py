@@ -7,14 +7,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import NDArray
 
-from heteroplace.formulation.program import Arrays, Ints, ProgramStep
+from heteroplace.formulation.program import Arrays, Flags, Floats, Ints, ProgramStep
 from heteroplace.solve.engine import MERGED_SCALE, Steps
+from heteroplace.solve.lazy import best_of_owners
 from heteroplace.solve.restrict import Restricted
-
-Floats = NDArray[np.float64]
-Flags = NDArray[np.bool_]
 
 FIRST_SIZE = 12
 SMALLEST_SIZE = 3
@@ -71,12 +68,8 @@ class Regrets:
 
     def promising(self, x: Ints) -> Flags:
         """Columns outside blocks, and those of each service's few best blocks or in use."""
-        order = np.lexsort((self.worth, self.block_owner))
-        owners = self.block_owner[order]
-        starts = np.flatnonzero(np.concatenate([[True], owners[1:] != owners[:-1]]))
-        rank = np.arange(len(order)) - np.repeat(starts, np.diff([*starts, len(order)]))
-        kept = np.zeros(len(order) + 1, bool)
-        kept[order[rank < FEW_BLOCKS]] = True
+        kept = np.zeros(len(self.worth) + 1, bool)
+        kept[best_of_owners(self.block_owner, self.worth, FEW_BLOCKS)] = True
         kept[self.block[(x > 0) & (self.block >= 0)]] = True
         kept[-1] = True
         return np.asarray(kept[self.block])
@@ -143,19 +136,18 @@ class _Neighbourhood:
     """What has to move so that some columns can."""
 
     def __init__(self, arrays: Arrays, owner: Ints) -> None:
-        self._columns = arrays.columns
-        self._rows = np.repeat(np.arange(len(arrays.row_lower)), np.diff(arrays.starts))
-        self._row_count = len(arrays.row_lower)
+        self._arrays = arrays
         self._shared = owner < 0
 
     def of(self, wanted: Flags) -> Flags:
         """Columns of services, and the shared ones two rows away from them at most."""
+        columns, row_of_entry = self._arrays.columns, self._arrays.row_of_entry
         free = wanted & ~self._shared
         for _ in range(2):
-            rows = np.zeros(self._row_count, bool)
-            rows[self._rows[free[self._columns]]] = True
+            rows = np.zeros(len(self._arrays.row_lower), bool)
+            rows[row_of_entry[free[columns]]] = True
             near = np.zeros(len(free), bool)
-            near[self._columns[rows[self._rows]]] = True
+            near[columns[rows[row_of_entry]]] = True
             free |= near & self._shared
         return free
 

@@ -5,12 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import NDArray
 
-from heteroplace.formulation.program import INFINITE, Arrays, Ints, ProgramStep
+from heteroplace.formulation.program import INFINITE, Arrays, Flags, Ints, ProgramStep
 from heteroplace.solve.engine import Caps
-
-Flags = NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -35,7 +32,7 @@ class Restricted:
     def of(cls, arrays: Arrays, free: Flags, solution: Ints) -> Restricted:
         """Hold every column that is not free at its value in a feasible solution."""
         columns = np.flatnonzero(free)
-        rows = np.repeat(np.arange(len(arrays.row_lower)), np.diff(arrays.starts))
+        rows = arrays.row_of_entry
         moving = free[arrays.columns]
         held = arrays.coefficients * np.where(moving, 0, solution[arrays.columns])
         # Exact: no row's value leaves 63 bits.
