@@ -103,6 +103,7 @@ def _unknown(kind: str, name: str, known: Any) -> str:
 def service_faults(
     path: str, service: Service, levels: tuple[str, ...], gpu_types: set[str]
 ) -> Iterator[Fault]:
+    """Every fault of one service, as (path, message)."""
     required, preferred = service.affinity.required, service.affinity.preferred
     for field, level in (("required", required), ("preferred", preferred)):
         if level is not None and level not in levels:
@@ -195,6 +196,7 @@ def instance_faults(
     nodes: dict[str, Node],
     used: Counter[str],
 ) -> Iterator[Fault]:
+    """Every fault of one running instance, as (path, message); counts its GPUs as used."""
     role = service.roles.get(running.role)
     if role is None:
         yield f"{path}.role", _unknown("role", running.role, service.roles)
