@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import get_args
+from typing import TypeVar, get_args
 
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -44,6 +44,9 @@ from heteroplace.generate import FAMILIES, family_from, generate
 from heteroplace.instance import Instance
 from heteroplace.profile import Profile, SolverName
 from heteroplace.show import clean
+
+Starting = Callable[[str], None]
+Curve = TypeVar("Curve", AnytimeReport, ScalingReport)
 
 DEFAULT_SUITE = "benchmarks/quick.toml"
 BEST = "best.json"
@@ -208,7 +211,7 @@ def run(arguments: argparse.Namespace, knobs: Mapping[str, str | float]) -> Show
 
 
 @contextmanager
-def _progress(total: int) -> Iterator[Callable[[str], None]]:
+def _progress(total: int) -> Iterator[Starting]:
     """A bar on standard error, where that is a terminal; called with what comes next."""
     console = Console(stderr=True)
     columns = (
@@ -347,23 +350,42 @@ def _anytime(arguments: argparse.Namespace, knobs: Mapping[str, str | float]) ->
     else:
         instance, label = Instance.from_file(what, MAX_BYTES), Path(what).name
     deadlines = arguments.deadlines or DEADLINES
-    kept: list[AnytimeReport] = []
-
-    def done(report: AnytimeReport) -> None:
-        kept[:] = [report]
-        _save(arguments.out, report.to_json())
-
     shown = Shown()
+
+    def run(starting: Starting, done: Callable[[AnytimeReport], None]) -> None:
+        run_anytime(
+            instance.to_json(None),
+            Profile(solver=arguments.solver or "auto"),
+            deadlines,
+            name=label,
+            starting=starting,
+            done=done,
+        )
+
+    report = _kept(arguments.out, len(set(deadlines)), shown, run)
+    shown.parts = _anytime_parts(report)
+    if arguments.svg is not None:
+        write_text(arguments.svg, draw(report))
+        shown.parts.append(_line(f"curve written to {arguments.svg}"))
+    return shown
+
+
+def _kept(
+    out: str | None,
+    total: int,
+    shown: Shown,
+    run: Callable[[Starting, Callable[[Curve], None]], None],
+) -> Curve:
+    """Run with a progress bar and save every report; after an interrupt, the last one."""
+    kept: list[Curve] = []
+
+    def done(report: Curve) -> None:
+        kept[:] = [report]
+        _save(out, report.to_json())
+
     try:
-        with _progress(len(set(deadlines))) as starting:
-            run_anytime(
-                instance.to_json(None),
-                Profile(solver=arguments.solver or "auto"),
-                deadlines,
-                name=label,
-                starting=starting,
-                done=done,
-            )
+        with _progress(total) as starting:
+            run(starting, done)
     except KeyboardInterrupt:
         if not kept:
             raise
@@ -371,11 +393,7 @@ def _anytime(arguments: argparse.Namespace, knobs: Mapping[str, str | float]) ->
     report = kept[0]
     shown.json = report.to_json()
     shown.failed = any(point.error is not None for point in report.points)
-    shown.parts = _anytime_parts(report)
-    if arguments.svg is not None:
-        write_text(arguments.svg, draw(report))
-        shown.parts.append(_line(f"curve written to {arguments.svg}"))
-    return shown
+    return report
 
 
 def _anytime_parts(report: AnytimeReport) -> list[RenderableType]:
@@ -422,32 +440,21 @@ def _scaling(arguments: argparse.Namespace, knobs: Mapping[str, str | float]) ->
         raise InputError(f"--{error.path.replace('_', '-')}", error.message) from None
     families = tuple(dict.fromkeys(arguments.scaling or SCALED))
     scales, seeds = arguments.scales or SCALES, arguments.seeds or 1
-    kept: list[ScalingReport] = []
-
-    def done(report: ScalingReport) -> None:
-        kept[:] = [report]
-        _save(arguments.out, report.to_json())
-
     shown = Shown()
-    try:
-        with _progress(len(families) * len(set(scales)) * seeds) as starting:
-            run_scaling(
-                families,
-                scales,
-                knobs=dict(knobs),
-                seeds=seeds,
-                profile=profile,
-                isolate=bool(arguments.isolate),
-                starting=starting,
-                done=done,
-            )
-    except KeyboardInterrupt:
-        if not kept:
-            raise
-        shown.interrupted = True
-    report = kept[0]
-    shown.json = report.to_json()
-    shown.failed = any(point.error is not None for point in report.points)
+
+    def run(starting: Starting, done: Callable[[ScalingReport], None]) -> None:
+        run_scaling(
+            families,
+            scales,
+            knobs=dict(knobs),
+            seeds=seeds,
+            profile=profile,
+            isolate=bool(arguments.isolate),
+            starting=starting,
+            done=done,
+        )
+
+    report = _kept(arguments.out, len(families) * len(set(scales)) * seeds, shown, run)
     shown.parts = _scaling_parts(report)
     return shown
 
