@@ -34,7 +34,7 @@ lock:
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet uv
 	$(BIN)/uv pip compile --universal --generate-hashes --no-header --no-annotate \
-	  --no-emit-index-url --no-emit-find-links --python-version 3.11 --group dev \
+	  --no-emit-index-url --no-emit-find-links --python-version 3.11 --all-extras --group dev \
 	  pyproject.toml -o requirements.lock
 
 clean:
