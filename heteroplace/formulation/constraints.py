@@ -476,6 +476,11 @@ def _open_by_hulls(model: Model, number: int) -> None:
             weights = opening.weights
             sides.append([(each.column, weights[each.shape]) for each in placements])
         shared = _room_of_both(model, candidate.domain, roles, most)
+        if shared is not None:
+            a, b, room = shared
+            if a * roles[0][1] + b * roles[1][1] <= room:
+                # Both roles at their most have room: the same hull as without the row.
+                shared = None
         key = (*roles, shared)
         hull = hulls.get(key)
         if hull is None:

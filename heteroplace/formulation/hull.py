@@ -174,11 +174,11 @@ def _corners(points: list[Point]) -> list[Point]:
 def _chain(points: list[Point]) -> list[Point]:
     chain: list[Point] = []
     for point in points:
-        while len(chain) >= 2 and _turn(chain[-2], chain[-1], point) <= 0:
+        x, y = point
+        while len(chain) >= 2:
+            (ax, ay), (bx, by) = chain[-2], chain[-1]
+            if (bx - ax) * (y - ay) > (by - ay) * (x - ax):
+                break
             chain.pop()
         chain.append(point)
     return chain
-
-
-def _turn(a: Point, b: Point, c: Point) -> int:
-    return (b[0] - a[0]) * (c[1] - a[1]) - (b[1] - a[1]) * (c[0] - a[0])
