@@ -45,6 +45,7 @@ from heteroplace.solve.guided import guided
 from heteroplace.solve.highs import HighsEngine
 from heteroplace.solve.milp import MilpEngine
 from heteroplace.solve.portfolio import Portfolio
+from heteroplace.solve.stages import stage
 from heteroplace.topology import TreeView
 
 log = logging.getLogger("heteroplace")
@@ -180,14 +181,15 @@ class _Run:
         """Make the view, and what names and checks plans, unless they are given."""
         began = time.monotonic()
         given = self.prepared
-        self.tree = TreeView(self.instance) if given is None else given.tree
+        with stage("tree view"):
+            self.tree = TreeView(self.instance) if given is None else given.tree
         self.timed("build", began)
         # Naming and checking an instance takes about that many times as long as reading a node.
         # One hiccup while reading must not make it look endless.
         measured = NAMING_EFFORT * self.seconds["build"] / len(self.instance.nodes)
         self.pace = min(measured, SLOWEST_NAMING)
         began = time.monotonic()
-        with _uncollected():
+        with _uncollected(), stage("naming and checking"):
             self.naming = Naming(self.tree) if given is None else given.naming
             self.checker = Checker(self.instance) if given is None else given.checker
         self.timed("assign", began)
@@ -201,7 +203,7 @@ class _Run:
             running = sum(len(group.instances) for group in self.instance.running)
             deadline -= self.pace * running
         late = deadline is not None and began >= deadline
-        with _uncollected():
+        with _uncollected(), stage("greedy"):
             decision = Decision() if late else method(self.tree, deadline, self.pace)
         self.timed("solve", began)
         return decision
@@ -209,7 +211,7 @@ class _Run:
     def judged(self, decision: Decision) -> _Candidate:
         """Name a decision's nodes, check and evaluate it."""
         began = time.monotonic()
-        with _uncollected():
+        with _uncollected(), stage("naming and checking"):
             plan = self.naming.plan(decision)
             violations, evaluation = self.checker.check_and_evaluate(plan)
         candidate = _Candidate(plan, evaluation, violations)
@@ -224,7 +226,8 @@ class _Run:
             self.engine = engine.name
             began = time.monotonic()
             try:
-                model = build(self.tree, deadline)
+                with stage("program"):
+                    model = build(self.tree, deadline)
             finally:
                 self.timed("build", began)
             found = self.engine_decision(engine, model, start, deadline)
@@ -258,17 +261,19 @@ class _Run:
         self, engine: Engine, model: Model, start: Decision, deadline: float | None
     ) -> Decision | None:
         began = time.monotonic()
-        arrays = model.program.arrays()
+        with stage("program"):
+            arrays = model.program.arrays()
+            x = hint(model, start)
         columns, rows, nonzeros = model.program.shape
         self.size = Size(columns=columns, rows=rows, nonzeros=nonzeros)
-        x = hint(model, start)
         if x is None or not arrays.feasible(x):
             log.warning("the greedy's plan is no solution of the program")
             x = None
         self.timed("build", began)
         began = time.monotonic()
         try:
-            engine.load(arrays, self.profile)
+            with stage("engine loaded"):
+                engine.load(arrays, self.profile)
             walk = walk_steps(
                 engine,
                 arrays,
@@ -290,7 +295,8 @@ class _Run:
         if x is not None and np.array_equal(walk.solution, x):
             return None
         began = time.monotonic()
-        decision = extract(model, walk.solution)
+        with stage("naming and checking"):
+            decision = extract(model, walk.solution)
         self.timed("assign", began)
         return decision
 

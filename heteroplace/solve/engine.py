@@ -14,6 +14,7 @@ import numpy as np
 
 from heteroplace.formulation.program import Arrays, Floats, Ints, ProgramStep
 from heteroplace.profile import Profile
+from heteroplace.solve.stages import stage
 
 log = logging.getLogger("heteroplace")
 
@@ -257,7 +258,8 @@ class _Walker:
             proof = seconds >= PROOF_PACE * len(self.arrays.lower)
             seconds *= MERGED_SHARE if proof else HASTY_SHARE
         if not self.late:
-            found = self.engine.improve(self.steps[first:], self.caps(first), start, seconds)
+            with stage("neighbourhoods"):
+                found = self.engine.improve(self.steps[first:], self.caps(first), start, seconds)
             for each in found:
                 self.offer(each)
 
@@ -275,7 +277,8 @@ class _Walker:
                 )
                 found = None
                 if not self.late:
-                    found = self.engine.relax(step, caps, self.best, seconds)
+                    with stage("relaxations"):
+                        found = self.engine.relax(step, caps, self.best, seconds)
                 if found is None:
                     break
                 last = found
@@ -286,7 +289,8 @@ class _Walker:
             if len(step.columns):
                 caps.append((step, reached))
         if last is not None:
-            rounded = rounding(last.x)
+            with stage("guided greedy"):
+                rounded = rounding(last.x)
             self.offer(rounded)
             if rounded is not None and rounded is not self.best and self.arrays.feasible(rounded):
                 # Worse in an early step, but perhaps near to something better in all.
@@ -304,7 +308,8 @@ class _Walker:
             seconds = self.seconds(RELAXATION_SHARE if index + 1 < len(self.steps) else 1.0)
             if self.late:
                 return
-            found = self.engine.relax(self.steps[index], caps, self.best, seconds)
+            with stage("relaxations"):
+                found = self.engine.relax(self.steps[index], caps, self.best, seconds)
             if found is not None:
                 self.relaxed[index].append((values, found.bound))
                 self.raise_bound(index, found.bound)
@@ -347,7 +352,8 @@ class _Walker:
                 seconds = self.seconds(STEP_SHARE if later else 1.0)
                 if not self.late:
                     began = time.monotonic()
-                    answer = self.engine.minimise(step, self.caps(index), self.best, seconds)
+                    with stage("branch and bound"):
+                        answer = self.engine.minimise(step, self.caps(index), self.best, seconds)
                     self.offer(answer.solution)
                     self.raise_bound(index, answer.bound)
                     if seconds is not None and not outcome.proven:
