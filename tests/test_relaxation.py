@@ -279,7 +279,8 @@ def test_a_restricted_program_is_the_rest_of_the_whole(seed: int) -> None:
         assert not part.arrays.feasible(broken)
 
 
-def test_polishing_only_improves() -> None:
+@pytest.mark.parametrize("workers", [1, 3])
+def test_polishing_only_improves(workers: int) -> None:
     improved = 0
     for seed in SEEDS:
         _, model, arrays, start, best = case(seed)
@@ -303,8 +304,10 @@ def test_polishing_only_improves() -> None:
             return found
 
         values = [step.value(start)]
-        for found in polish(arrays, step, start, regrets, minimise, None, seed):
+        caps = caps_at(steps, start)[-1]
+        for found in polish(arrays, step, caps, start, regrets, minimise, None, seed, workers):
             assert arrays.feasible(found)
+            assert all(capped.value(found) <= value for capped, value in caps)
             values.append(step.value(found))
         assert values == sorted(set(values), reverse=True)
         improved += len(values) > 1

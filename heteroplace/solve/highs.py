@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 from typing import Any
 
@@ -37,6 +38,7 @@ from heteroplace.solve.restrict import Restricted
 log = logging.getLogger("heteroplace")
 
 MOST_NODES = 200
+MOST_WORKERS = 4
 # Up to HiGHS 1.15 presolve now and then cuts off the best solutions; small programs need none.
 PRESOLVED = 300
 MARGIN_SHARE = 0.1
@@ -80,16 +82,24 @@ class HighsEngine:
             for better in polish(
                 self._arrays,
                 step,
+                caps,
                 start,
                 regrets,
                 lambda part, limit: self._restricted(part, step, caps, limit),
                 deadline,
                 self._profile.seed,
+                self._workers(seconds),
             ):
                 found.append(better)
 
         within(seconds, work)
         return list(found)
+
+    def _workers(self, seconds: float | None) -> int:
+        """Neighbourhoods at a time; one where the same is to be found every time."""
+        if seconds is None or self._profile.deterministic:
+            return 1
+        return self._profile.threads or min(MOST_WORKERS, os.cpu_count() or 1)
 
     def _restricted(
         self, part: Restricted, step: ProgramStep, caps: Caps, seconds: float | None
@@ -100,10 +110,6 @@ class HighsEngine:
         solver.setOptionValue("mip_rel_gap", 1e-5)
         solver.setOptionValue("mip_max_nodes", MOST_NODES)
         found = self._run(solver, part.start)
-        if found is not None:
-            x = part.whole(found)
-            if any(capped.value(x) > value for capped, value in caps):
-                found = None
         done = solver.getModelStatus() == _highspy().HighsModelStatus.kOptimal
         return found, done
 

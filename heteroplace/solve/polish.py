@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from heteroplace.formulation.program import Arrays, Flags, Floats, Ints, ProgramStep
-from heteroplace.solve.engine import MERGED_SCALE, Steps
+from heteroplace.solve.engine import MERGED_SCALE, Caps, Steps
 from heteroplace.solve.lazy import best_of_owners
 from heteroplace.solve.restrict import Restricted
 
@@ -75,14 +76,19 @@ class Regrets:
         return np.asarray(kept[self.block])
 
 
+Minimise = Callable[[Restricted, float | None], tuple[Ints | None, bool]]
+
+
 def polish(
     arrays: Arrays,
     step: ProgramStep,
+    caps: Caps,
     start: Ints,
     regrets: Regrets,
-    minimise: Callable[[Restricted, float | None], tuple[Ints | None, bool]],
+    minimise: Minimise,
     deadline: float | None,
     seed: int,
+    workers: int = 1,
 ) -> Iterator[Ints]:
     """Look for better solutions of a step, neighbourhood after neighbourhood.
 
@@ -90,6 +96,8 @@ def polish(
     ----------
     arrays, step
         The program and what is minimised.
+    caps
+        Steps that stay at or below a value.
     start
         A feasible solution.
     regrets
@@ -101,35 +109,111 @@ def polish(
         ``time.monotonic()`` at which to stop; null for a number of rounds.
     seed
         Of the draw of services.
+    workers
+        Neighbourhoods searched at a time, of different services. With more than one, what is found
+        depends on which ends first.
 
     Yields
     ------
     numpy.ndarray
         Every better solution of the whole program.
     """
-    rng = np.random.default_rng(seed)
-    neighbourhood = _Neighbourhood(arrays, regrets.owner)
-    best, size, idle = start, float(FIRST_SIZE), 0
-    for _ in range(ROUNDS if deadline is None else 10**9):
-        seconds = None if deadline is None else min(LONGEST, deadline - time.monotonic())
-        if (seconds is not None and seconds <= 0) or (deadline is None and idle >= PATIENCE):
-            return
-        chosen = _draw(rng, regrets.of_services(best), round(size))
-        free = neighbourhood.of(chosen[regrets.owner] & regrets.promising(best))
-        part = Restricted.of(arrays, free, best)
-        found, exhausted = minimise(part, seconds)
-        idle += 1
-        if found is not None:
-            x = part.whole(found)
-            if step.value(x) < step.value(best) and arrays.feasible(x):
-                best, idle = x, 0
-                yield best
-        if exhausted:
-            if size >= len(chosen) - 1:
+    search = _Search(arrays, step, caps, start, regrets, seed)
+    pool = ThreadPoolExecutor(workers, "heteroplace-polish")
+    running: dict[Future[tuple[Ints | None, bool]], _Try] = {}
+    try:
+        while True:
+            while len(running) < workers:
+                seconds = None if deadline is None else min(LONGEST, deadline - time.monotonic())
+                if search.ended(seconds):
+                    break
+                attempt = search.next([each.chosen for each in running.values()])
+                if attempt is None:
+                    break
+                running[pool.submit(minimise, attempt.part, seconds)] = attempt
+            if not running:
                 return
-            size = min(len(chosen) - 1.0, size * GROWTH)
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                found, exhausted = future.result()
+                if search.take(running.pop(future), found, exhausted):
+                    yield search.best
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+@dataclass(frozen=True)
+class _Try:
+    """A neighbourhood: the services chosen and the program that is left."""
+
+    chosen: Flags
+    part: Restricted
+
+
+class _Search:
+    """The best solution, and where to look next."""
+
+    def __init__(
+        self,
+        arrays: Arrays,
+        step: ProgramStep,
+        caps: Caps,
+        start: Ints,
+        regrets: Regrets,
+        seed: int,
+    ) -> None:
+        self.arrays = arrays
+        self.step = step
+        self.caps = caps
+        self.best = start
+        self.regrets = regrets
+        self.rng = np.random.default_rng(seed)
+        self.neighbourhood = _Neighbourhood(arrays, regrets.owner)
+        self.services = int(regrets.owner.max(initial=-1)) + 1
+        self.size = float(FIRST_SIZE)
+        self.rounds = 0
+        self.idle = 0
+        self.done = False
+
+    def ended(self, seconds: float | None) -> bool:
+        """Whether to start no more neighbourhoods, with those seconds left."""
+        if seconds is not None:
+            return self.done or seconds <= 0
+        return self.done or self.rounds >= ROUNDS or self.idle >= PATIENCE
+
+    def next(self, busy: list[Flags]) -> _Try | None:
+        """A neighbourhood of services of which none is busy; null when there are none left."""
+        regret = self.regrets.of_services(self.best)
+        taken = np.zeros(len(regret) + 1, bool)
+        for each in busy:
+            taken |= each
+        taken[-1] = False
+        if taken[:-1].all():
+            return None
+        self.rounds += 1
+        chosen = _draw(self.rng, regret, round(self.size), taken[:-1])
+        free = self.neighbourhood.of(chosen[self.regrets.owner] & self.regrets.promising(self.best))
+        return _Try(chosen, Restricted.of(self.arrays, free, self.best))
+
+    def take(self, attempt: _Try, found: Ints | None, exhausted: bool) -> bool:
+        """Learn from a neighbourhood; whether there is a better solution now."""
+        self.idle += 1
+        if exhausted:
+            self.done = self.done or self.size >= self.services
+            self.size = min(float(self.services), self.size * GROWTH)
         else:
-            size = max(float(SMALLEST_SIZE), size / GROWTH)
+            self.size = max(float(SMALLEST_SIZE), self.size / GROWTH)
+        if found is None:
+            return False
+        x = attempt.part.whole(found)
+        if attempt.part.solution is not self.best:
+            # Another neighbourhood was faster; rows are linear, so both changes often go together.
+            x = self.best + (x - attempt.part.solution)
+        if self.step.value(x) >= self.step.value(self.best) or not self.arrays.feasible(x):
+            return False
+        if any(capped.value(x) > value for capped, value in self.caps):
+            return False
+        self.best, self.idle = x, 0
+        return True
 
 
 class _Neighbourhood:
@@ -152,12 +236,17 @@ class _Neighbourhood:
         return free
 
 
-def _draw(rng: np.random.Generator, regret: Floats, size: int) -> Flags:
-    """Draw services, those with much regret more often; shared columns (-1) are always in."""
+def _draw(rng: np.random.Generator, regret: Floats, size: int, taken: Flags) -> Flags:
+    """Draw services that are not taken, those with much regret more often.
+
+    Shared columns (-1) are always in.
+    """
     chosen = np.zeros(len(regret) + 1, bool)
     chosen[-1] = True
     weight = regret + 0.1 * regret.mean() + 1e-9
     with np.errstate(divide="ignore"):
         keys = np.log(rng.random(len(regret))) / weight
-    chosen[np.argsort(-keys, kind="stable")[:size]] = True
+    keys[taken] = -np.inf
+    order = np.argsort(-keys, kind="stable")[: min(size, len(keys) - int(taken.sum()))]
+    chosen[order] = True
     return chosen
