@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fractions import Fraction
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import Literal
 
@@ -388,6 +389,11 @@ def _proven_step(name: str, value: Fraction, bound: Fraction | None) -> ProvenSt
 
 def versions() -> dict[str, str]:
     """Versions of the package and of the engines that are installed."""
+    return dict(_versions())
+
+
+@cache
+def _versions() -> dict[str, str]:
     found = {}
     for name in ("heteroplace", "ortools", "highspy", "pulp"):
         try:
