@@ -25,15 +25,20 @@ from rich.text import Text
 import heteroplace
 from heteroplace.bench import command as bench
 from heteroplace.check import check, check_and_evaluate
+from heteroplace.compare import command as compare
+from heteroplace.curate import command as curate_command
 from heteroplace.errors import InputError
 from heteroplace.explain import Explanation, explain
 from heteroplace.files import MAX_BYTES, input_error, write_text
 from heteroplace.generate import FAMILIES, Family, family_from, from_inventory, generate
 from heteroplace.instance import Instance
+from heteroplace.loop import command as loop
 from heteroplace.page import page
 from heteroplace.plan import Plan, Result, Unmet
 from heteroplace.profile import Profile, SolverName
+from heteroplace.report import command as report_command
 from heteroplace.show import clean, plan_tables, render
+from heteroplace.simulate import command as simulate_command
 from heteroplace.solve import solve
 
 if TYPE_CHECKING:
@@ -138,6 +143,12 @@ def _parser() -> argparse.ArgumentParser:
     _add_show(commands)
     _add_generate(commands)
     _add_bench(commands)
+    _add_targets(commands)
+    _add_run(commands)
+    _add_compare(commands)
+    _add_report(commands)
+    _add_simulate(commands)
+    _add_curate(commands)
     return parser
 
 
@@ -146,6 +157,11 @@ def _add_solve(commands: Commands) -> None:
     _add_instance(command)
     command.add_argument("--out", metavar="FILE", help="write the plan as JSON")
     command.add_argument("--json", action="store_true", help="print the whole result as JSON")
+    _add_solver(command)
+    command.set_defaults(run=_solve)
+
+
+def _add_solver(command: argparse.ArgumentParser) -> None:
     command.add_argument("--profile", metavar="FILE", help="solver profile (TOML), see solvers/")
     command.add_argument("--solver", choices=get_args(SolverName), help="default auto")
     command.add_argument("--engine", help="engine of milp: HiGHS, CBC or any name PuLP knows")
@@ -160,7 +176,6 @@ def _add_solve(commands: Commands) -> None:
     command.add_argument(
         "--deterministic", action="store_true", default=None, help="same seed, same plan"
     )
-    command.set_defaults(run=_solve)
 
 
 def _add_check(commands: Commands) -> None:
@@ -223,6 +238,43 @@ def _add_bench(commands: Commands) -> None:
     command = commands.add_parser("bench", help="measure on seeded families, against references")
     bench.add_options(command)
     command.set_defaults(run=_bench)
+
+
+def _add_report(commands: Commands) -> None:
+    command = commands.add_parser("report", help="results of an experiment as one offline page")
+    report_command.add_options(command)
+    command.set_defaults(run=_report)
+
+
+def _add_compare(commands: Commands) -> None:
+    command = commands.add_parser("compare", help="run a batch experiment: solver against greedy")
+    compare.add_options(command)
+    command.set_defaults(run=_compare)
+
+
+def _add_targets(commands: Commands) -> None:
+    command = commands.add_parser("targets", help="decide on targets once, from live metrics")
+    loop.add_targets_options(command)
+    command.set_defaults(run=_targets)
+
+
+def _add_run(commands: Commands) -> None:
+    command = commands.add_parser("run", help="decide, solve and hand over, cycle after cycle")
+    loop.add_run_options(command)
+    _add_solver(command)
+    command.set_defaults(run=_run)
+
+
+def _add_simulate(commands: Commands) -> None:
+    command = commands.add_parser("simulate", help="a fleet's policies on traces of demand")
+    simulate_command.add_options(command)
+    command.set_defaults(run=_simulate)
+
+
+def _add_curate(commands: Commands) -> None:
+    command = commands.add_parser("curate", help="the best ratio and policy for a workload")
+    curate_command.add_options(command)
+    command.set_defaults(run=_curate)
 
 
 def _add_instance(command: argparse.ArgumentParser) -> None:
@@ -510,6 +562,66 @@ def _bench(arguments: argparse.Namespace) -> int:
             console.print(part)
     if shown.interrupted:
         raise KeyboardInterrupt
+    return NO if shown.failed else DONE
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    shown = report_command.run(arguments)
+    _emit(shown.text)
+    if shown.written is not None:
+        size = f"{shown.bytes / 2**20:.1f} MiB"
+        print(f"page written to {clean(shown.written)} ({size})", file=sys.stderr)
+    return DONE
+
+
+def _compare(arguments: argparse.Namespace) -> int:
+    shown = compare.run(arguments)
+    if arguments.json:
+        _emit(shown.json + "\n")
+    else:
+        console = _Console()
+        for part in shown.parts:
+            console.print(part)
+    if shown.interrupted:
+        raise KeyboardInterrupt
+    return NO if shown.failed else DONE
+
+
+def _targets(arguments: argparse.Namespace) -> int:
+    shown = loop.targets(arguments)
+    if arguments.json:
+        _emit(shown.json + "\n")
+    else:
+        console = _Console()
+        for part in shown.parts:
+            console.print(part)
+    return DONE
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    failed = loop.run(arguments, _profile(arguments), _emit, _Console().print)
+    return NO if failed else DONE
+
+
+def _simulate(arguments: argparse.Namespace) -> int:
+    shown = simulate_command.run(arguments)
+    if arguments.json:
+        _emit(shown.json + "\n")
+    else:
+        console = _Console()
+        for part in shown.parts:
+            console.print(part)
+    return DONE
+
+
+def _curate(arguments: argparse.Namespace) -> int:
+    shown = curate_command.run(arguments)
+    if arguments.json:
+        _emit(shown.json + "\n")
+    else:
+        console = _Console()
+        for part in shown.parts:
+            console.print(part)
     return NO if shown.failed else DONE
 
 

@@ -37,21 +37,31 @@ def page(instance: Instance, plan: Plan | None = None) -> str:
     InputError
         If the plan names what the instance does not have.
     """
-    template = resources.files("heteroplace").joinpath("page.html").read_text(encoding="utf-8")
-    head, _, rest = template.partition(_TITLE)
-    middle, _, tail = rest.partition(_DATA)
+    head, middle, tail = template()
     title = html.escape(clean(instance.name) or "heteroplace")
-    return "".join((head, title, middle, _embed(_data(Picture(instance, plan))), tail))
+    return "".join((head, title, middle, embedded(drawing(Picture(instance, plan))), tail))
 
 
-def _embed(data: Any) -> str:
+def template() -> tuple[str, str, str]:
+    """Read the page without a picture: what comes before the title, up to the data, and after."""
+    text = resources.files("heteroplace").joinpath("page.html").read_text(encoding="utf-8")
+    head, _, rest = text.partition(_TITLE)
+    middle, _, tail = rest.partition(_DATA)
+    return head, middle, tail
+
+
+def embedded(data: Any) -> str:
     """Write JSON that is safe inside a script element, whatever the names in it."""
     text = json.dumps(data, ensure_ascii=True, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
-def _data(picture: Picture) -> dict[str, Any]:
-    """Collect what the page draws; nodes and placements are rows to keep it small."""
+def drawing(picture: Picture) -> dict[str, Any]:
+    """Collect what the page draws; nodes and placements are rows to keep it small.
+
+    With ``weights`` put into it, a number per service, the page takes those for the order and the
+    colours of services: pages that are compared then agree.
+    """
     instance = picture.instance
     types = sorted({node.gpu_type for node in instance.nodes})
     type_number = {name: index for index, name in enumerate(types)}

@@ -1,0 +1,1 @@
+"""Batch experiments: families × sizes × seeds × profiles, resumable, as one table of results."""
