@@ -81,7 +81,7 @@ class HighsEngine:
         def work() -> None:
             for better in polish(
                 self._arrays,
-                step,
+                steps,
                 caps,
                 start,
                 regrets,

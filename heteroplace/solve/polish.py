@@ -81,7 +81,7 @@ Minimise = Callable[[Restricted, float | None], tuple[Ints | None, bool]]
 
 def polish(
     arrays: Arrays,
-    step: ProgramStep,
+    steps: Steps,
     caps: Caps,
     start: Ints,
     regrets: Regrets,
@@ -90,12 +90,12 @@ def polish(
     seed: int,
     workers: int = 1,
 ) -> Iterator[Ints]:
-    """Look for better solutions of a step, neighbourhood after neighbourhood.
+    """Look for solutions that are better in some steps in order, neighbourhood by neighbourhood.
 
     Parameters
     ----------
-    arrays, step
-        The program and what is minimised.
+    arrays, steps
+        The program and what is minimised, in order.
     caps
         Steps that stay at or below a value.
     start
@@ -103,7 +103,7 @@ def polish(
     regrets
         Where to look.
     minimise
-        Minimises the step over a restricted program in some seconds: a solution of it, if any,
+        Minimises the steps over a restricted program in some seconds: a solution of it, if any,
         and whether that is its best.
     deadline
         ``time.monotonic()`` at which to stop; null for a number of rounds.
@@ -118,7 +118,7 @@ def polish(
     numpy.ndarray
         Every better solution of the whole program.
     """
-    search = _Search(arrays, step, caps, start, regrets, seed)
+    search = _Search(arrays, steps, caps, start, regrets, seed)
     pool = ThreadPoolExecutor(workers, "heteroplace-polish")
     running: dict[Future[tuple[Ints | None, bool]], _Try] = {}
     try:
@@ -155,16 +155,17 @@ class _Search:
     def __init__(
         self,
         arrays: Arrays,
-        step: ProgramStep,
+        steps: Steps,
         caps: Caps,
         start: Ints,
         regrets: Regrets,
         seed: int,
     ) -> None:
         self.arrays = arrays
-        self.step = step
+        self.steps = steps
         self.caps = caps
         self.best = start
+        self.values = [step.value(start) for step in steps]
         self.regrets = regrets
         self.rng = np.random.default_rng(seed)
         self.neighbourhood = _Neighbourhood(arrays, regrets.owner)
@@ -208,11 +209,12 @@ class _Search:
         if attempt.part.solution is not self.best:
             # Another neighbourhood was faster; rows are linear, so both changes often go together.
             x = self.best + (x - attempt.part.solution)
-        if self.step.value(x) >= self.step.value(self.best) or not self.arrays.feasible(x):
+        values = [step.value(x) for step in self.steps]
+        if values >= self.values or any(step.value(x) > value for step, value in self.caps):
             return False
-        if any(capped.value(x) > value for capped, value in self.caps):
+        if not self.arrays.feasible(x):
             return False
-        self.best, self.idle = x, 0
+        self.best, self.values, self.idle = x, values, 0
         return True
 
 
