@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import fcntl
+import gc
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterable
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 
 from heteroplace.bench.record import Environment
 from heteroplace.compare.experiment import Experiment
@@ -96,6 +99,8 @@ def solved(folder: Path, text: str = QUICK) -> Path:
     experiment = Experiment.from_toml(text)
     rows: list[Row] = []
     (folder / "plans").mkdir(parents=True)
+    # Garbage is collected before every solve: do not look at what the tests have imported.
+    gc.freeze()
     for task in experiment.tasks():
 
         def finished(done: Finished) -> None:
@@ -112,6 +117,7 @@ def solved(folder: Path, text: str = QUICK) -> Path:
             plans="plans" in experiment.keep,
         )
         measure(order, finished)
+    gc.unfreeze()
     return write(folder, rows, experiment)
 
 
@@ -204,13 +210,21 @@ def made_up(
     return row
 
 
-@cache
-def quick_results(base: Path) -> Path:
+def quick_results(factory: pytest.TempPathFactory) -> Path:
     """36 instances, each solved by the greedy and to the optimum, with plans and curves.
 
-    Solved once for all test modules of a process.
+    Solved once for all tests of a session, whatever process they run in.
     """
-    return solved(base / "results-quick")
+    base = factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        base = base.parent
+    folder = base / "results-quick"
+    with open(base / "results-quick.lock", "w", encoding="utf-8") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not folder.exists():
+            solved(base / "unfinished")
+            (base / "unfinished").rename(folder)
+    return folder
 
 
 HOSTILE = "</script><b>x</b><img src=x onerror=alert(1)>'\"`${1}@BODY@\u202e\x1b[31m"

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +26,10 @@ from heteroplace.compare.record import (
     Manifest,
     Results,
     arrow_schema,
-    blank_row,
     read_results,
 )
 from heteroplace.compare.runner import Progress, run_experiment
-from heteroplace.compare.store import MOST_PARTS, Store
+from heteroplace.compare.store import Store
 from heteroplace.errors import InputError
 from heteroplace.generate import FAMILIES, family_from, generate
 
@@ -43,6 +44,14 @@ profiles = ["greedy", {name = "exact", solver = "auto", time_limit = 30.0}]
 [[entries]]
 family = "small"
 """
+
+
+@pytest.fixture(scope="module", autouse=True)
+def like_a_worker() -> Iterator[None]:
+    """Garbage is collected before every solve: do not look at what the tests have imported."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 class Here:
@@ -73,6 +82,12 @@ def ran(tmp_path: Path, text: str = TINY, **options: Any) -> Results:
 
 def fixed(results: Results) -> list[dict[str, Any]]:
     return [{name: row[name] for name in FIXED} for row in results.rows()]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """Rows of a run that nothing disturbed, without what is measured."""
+    return fixed(ran(tmp_path_factory.mktemp("whole")))
 
 
 # --------------------------------------------------------------------------------------------
@@ -166,6 +181,10 @@ def change(old: str, new: str) -> str:
         (change("sizes = [0.125]", "sizes = []"), "sizes", "empty"),
         (change("sizes = [0.125]", "sizes = {from = 1, to = nan}"), "sizes", "finite"),
         (change("sizes = [0.125]", "sizes = [-1]"), "sizes[0]", "greater than 0"),
+        (change("sizes = [0.125]", "sizes = [true]"), "sizes[0]", "must be a number"),
+        (change("sizes = [0.125]", "sizes = ['1']"), "sizes[0]", "must be a number"),
+        (change("sizes = [0.125]", "sizes = {from = true, to = 2}"), "from", "must be a number"),
+        (change("seeds = 3", "seeds = {from = 0, to = 1, step = 1e-300}"), "seeds", "larger step"),
         (change("sizes = [0.125]", "sizes = [1]\nthreads = 0"), "threads", "at least 1"),
         (change("sizes = [0.125]", "patience = -1"), "patience", "greater than 0"),
         (change("sizes = [0.125]", "anytime = [0]"), "anytime[0]", "greater than 0"),
@@ -178,6 +197,15 @@ def change(old: str, new: str) -> str:
         (TINY + "grid.load = 1", "entries[0].grid.load", "must be a list"),
         (TINY + "grid.load = []", "entries[0].grid.load", "empty"),
         (TINY + "grid.load = [1, 1]", "entries[0].grid.load[1]", "twice"),
+        (TINY + "grid.load = [1, 1.0]", "entries[0].grid.load[1]", "twice"),
+        (TINY + f"grid.load = [{10**400}]", "entries[0].grid.load", "must be a number"),
+        # Refused at once: not after a look at each of the million points.
+        (
+            TINY + "grid = {load = {from = 1, to = 2, step = 1e-3}, change = {from = 0, to = 1, "
+            "step = 1e-3}, band = {from = 0, to = 1, step = 1e-2}}",
+            "entries",
+            "rows, at most",
+        ),
         (TINY + "knobs.load = 1\ngrid.load = [1]", "entries[0].grid.load", "keep one"),
         (TINY + '[[entries]]\nfamily = "small"', "entries[1].name", "name of its own"),
         (change('"greedy", {', '"gredy", {'), "profiles[0]", "no profile 'gredy'"),
@@ -226,6 +254,10 @@ def test_a_row_agrees_with_the_evaluation(family, solver):
     for name in ("unmet_gpus", "target_gpus"):
         assert sum(columns[f"{name}_by_priority"]) == pytest.approx(columns[name])
         assert sum(columns[f"{name}_by_affinity"]) == pytest.approx(columns[name])
+    for classes, label in (("priorities", "priority"), ("affinities", "affinity")):
+        wasted = columns[f"high_tier_waste_gpus_by_{label}"]
+        assert sum(wasted) == columns["high_tier_waste_gpus"]
+        assert len(wasted) == len(columns[classes])
     for number, unmet in zip(columns["priorities"], columns["unmet_gpus_by_priority"], strict=True):
         mine = (role.unmet_gpus for role in roles if priority[role.service] == number)
         assert unmet == pytest.approx(float(sum(mine)))
@@ -349,6 +381,30 @@ def test_waste_and_what_of_it_could_be_avoided():
     assert columns(placed("l", "loose", ("a1", 4), ("a1", 4), *full[1:])) == (8, 8, 4)
     # A group bound to S1 a cannot leave it, though the service could be elsewhere.
     assert columns(placed("g", "bound", ("a1", 4), domain="a")) == (4, 4, 0)
+
+
+def test_waste_belongs_to_the_classes_of_its_services():
+    bound = service("bound", "s1", serve=[[("A", 4, 1)]]) | {"priority": 7}
+    loose = service("loose", serve=[[("A", 4, 1)]])
+    only = service("only", serve=[[("B", 4, 1)]])
+    instance = fleet(bound, loose, only)
+    result = solve(instance, Profile(solver="greedy"))
+    groups = [
+        placed("g", "bound", ("a1", 4), domain="a"),
+        placed("l", "loose", ("a1", 4), ("b1", 4)),
+        placed("o", "only", ("a2", 8)),
+    ]
+    plan = Plan.model_validate({"groups": groups})
+    found = InstanceFacts(instance).plan_columns(result.model_copy(update={"plan": plan}))
+    assert found["high_tier_waste_gpus"] == 8
+    assert (found["priorities"], found["affinities"]) == ([7, 0], ["none", "s1"])
+    assert found["high_tier_waste_gpus_by_priority"] == [4, 4]
+    assert found["high_tier_waste_gpus_by_affinity"] == [4, 4]
+    groups[1]["added"].pop(0)
+    plan = Plan.model_validate({"groups": groups})
+    found = InstanceFacts(instance).plan_columns(result.model_copy(update={"plan": plan}))
+    assert found["high_tier_waste_gpus_by_priority"] == [4, 0]
+    assert found["high_tier_waste_gpus_by_affinity"] == [0, 4]
 
 
 def test_draining_instances_do_not_deliver():
@@ -482,7 +538,7 @@ def test_instances_come_back_from_their_seeds(tmp_path):
 
 
 @pytest.mark.parametrize("stop_after", range(7))
-def test_a_run_continues_where_it_was(tmp_path, stop_after):
+def test_a_run_continues_where_it_was(tmp_path, stop_after, whole):
     experiment, folder = Experiment.from_toml(TINY), tmp_path / "out"
     first, second = Here(stop_after), Here()
     if stop_after < 6:
@@ -500,74 +556,78 @@ def test_a_run_continues_where_it_was(tmp_path, stop_after):
         f"{task.key}.{name}" for task in experiment.tasks() for name in ("greedy", "exact")
     )
     after = read_results(folder)
-    assert fixed(after) == fixed(ran(tmp_path / "whole"))
+    assert fixed(after) == whole
     assert [row for row in after.rows() if row["run"] == 0] == sorted(
         between.rows(), key=lambda row: [each["key"] for each in after.rows()].index(row["key"])
     )
 
 
-def test_killed_between_the_table_and_the_end_of_its_parts(tmp_path, monkeypatch):
+def test_killed_between_the_table_and_the_end_of_the_journal(tmp_path, monkeypatch):
     experiment, folder = Experiment.from_toml(TINY), tmp_path / "out"
 
-    def killed(self: Path, missing_ok: bool = False) -> None:
+    def killed(*_: Any) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        original = Store.compact
-
-        def compact(store: Store, keys: Any) -> None:
-            patch.setattr(
-                Path,
-                "unlink",
-                lambda path, missing_ok=False: (
-                    killed(path)
-                    if path.parent.name == "parts" and path.suffix == ".parquet"
-                    else None
-                ),
-            )
-            original(store, keys)
-
-        patch.setattr(Store, "compact", compact)
+        patch.setattr("heteroplace.compare.store.os.truncate", killed)
         with pytest.raises(KeyboardInterrupt):
             run_experiment(experiment, folder, Here())
     assert (folder / "results.parquet").exists()
-    assert len(list((folder / "parts").iterdir())) == 6
+    assert len((folder / "rows.jsonl").read_bytes().splitlines()) == 6
     assert len(read_results(folder).rows()) == 6
     again = Here()
     run_experiment(experiment, folder, again)
     assert again.solved == []
-    assert not (folder / "parts").exists()
+    assert not (folder / "rows.jsonl").exists()
     assert read_results(folder).manifest.complete
 
 
-def test_parts_do_not_pile_up(tmp_path):
-    with Store(tmp_path) as store:
-        for number in range(2 * MOST_PARTS + 5):
-            store.append([{**blank_row(), "key": str(number), "instance": "i"}])
-        assert len(list((tmp_path / "parts").iterdir())) == 2 + 5
-        assert len(store.outcomes()) == 2 * MOST_PARTS + 5
-        store.compact(str(number) for number in range(10**4))
-        keys = pq.read_table(tmp_path / "results.parquet").column("key").to_pylist()
-        assert keys == [str(number) for number in range(2 * MOST_PARTS + 5)]
-    with Store(tmp_path) as store:
-        store.append([{**blank_row(), "key": "x"}])
-        assert [path.name for path in (tmp_path / "parts").iterdir()] == ["00000000.parquet"]
-
-
-def test_a_damaged_part_is_set_aside_and_made_anew(tmp_path):
-    experiment, folder = Experiment.from_toml(TINY), tmp_path / "out"
+def interrupted(folder: Path, rows: int) -> list[bytes]:
+    """The journal of a run that was stopped after some rows."""
     with pytest.raises(KeyboardInterrupt):
-        run_experiment(experiment, folder, Here(3))
-    parts = sorted((folder / "parts").iterdir())
-    lost = pq.read_table(parts[1]).column("key").to_pylist()
-    parts[1].write_bytes(parts[1].read_bytes()[:100])
-    with pytest.raises(InputError, match="makes its rows anew"):
-        read_results(folder)
+        run_experiment(Experiment.from_toml(TINY), folder, Here(rows))
+    lines = (folder / "rows.jsonl").read_bytes().splitlines(keepends=True)
+    assert len(lines) == rows
+    return lines
+
+
+@pytest.mark.parametrize("bytes_left", [1, 100, -1])
+def test_a_line_that_was_not_finished_is_made_anew(tmp_path, bytes_left, whole):
+    folder = tmp_path / "out"
+    lines = interrupted(folder, 3)
+    (folder / "rows.jsonl").write_bytes(b"".join(lines[:2]) + lines[2][:bytes_left])
+    assert len(read_results(folder).rows()) == 2
     again = Here()
-    run_experiment(experiment, folder, again)
-    assert lost[0] in again.solved
+    run_experiment(Experiment.from_toml(TINY), folder, again)
+    assert json.loads(lines[2])["key"] in again.solved
     assert len(again.solved) == 4
-    assert (folder / "parts" / (parts[1].name + ".damaged")).exists()
+    assert fixed(read_results(folder)) == whole
+
+
+@pytest.mark.parametrize("damage", [b"\0\0\0\n", b"{\n", b"\xff\n", b"\n"])
+def test_a_damaged_line_is_made_anew(tmp_path, damage, caplog):
+    folder = tmp_path / "out"
+    lines = interrupted(folder, 3)
+    (folder / "rows.jsonl").write_bytes(lines[0] + damage + lines[2])
+    assert len(read_results(folder).rows()) == 2
+    assert "1 damaged line" in caplog.text
+    again = Here()
+    run_experiment(Experiment.from_toml(TINY), folder, again)
+    assert json.loads(lines[1])["key"] in again.solved
+    assert len(again.solved) == 4
+
+
+def test_a_damaged_table_is_set_aside_and_made_anew(tmp_path):
+    ran(tmp_path)
+    table = tmp_path / "out/results.parquet"
+    table.write_bytes(table.read_bytes()[:100])
+    with pytest.raises(InputError, match="makes its rows anew"):
+        read_results(tmp_path / "out")
+    again = Here()
+    run_experiment(Experiment.from_toml(TINY), tmp_path / "out", again)
+    assert len(again.solved) == 6
+    assert table.with_name("results.parquet.damaged").exists()
+    assert read_results(tmp_path / "out").manifest.complete
 
 
 def test_a_table_of_another_version_is_refused(tmp_path):
@@ -577,6 +637,20 @@ def test_a_table_of_another_version_is_refused(tmp_path):
     for read in (read_results, lambda folder: ran(folder.parent)):
         with pytest.raises(InputError, match="lacks the column 'cost'"):
             read(tmp_path / "out")
+
+
+def test_columns_that_came_later_are_null_in_an_earlier_table(tmp_path):
+    added = [column.name for column in COLUMNS if column.added]
+    assert added
+    before = ran(tmp_path).rows()
+    path = tmp_path / "out/results.parquet"
+    pq.write_table(pq.read_table(path).drop_columns(added), path)
+    expected = [{**row, **dict.fromkeys(added)} for row in before]
+    assert read_results(tmp_path / "out").rows() == expected
+    more = ran(tmp_path, change("seeds = 3", "seeds = 4"))
+    assert more.table.schema == arrow_schema()
+    assert more.rows()[:6] == expected
+    assert all(row[name] is not None for row in more.rows()[6:] for name in added)
 
 
 def test_an_extended_experiment_adds_rows(tmp_path):
@@ -625,7 +699,7 @@ def test_words_and_patience_may_change(tmp_path):
     assert ran(tmp_path, change("seeds = 3", new)).manifest.complete
 
 
-def test_failed_rows_are_made_anew_when_asked(tmp_path, monkeypatch):
+def test_failed_rows_are_made_anew_when_asked(tmp_path, monkeypatch, whole):
     def broken(*_: Any) -> Any:
         raise RuntimeError("no")
 
@@ -638,7 +712,7 @@ def test_failed_rows_are_made_anew_when_asked(tmp_path, monkeypatch):
     assert all(row["error"] for row in ran(tmp_path).rows())
     good = ran(tmp_path, retry_failed=True)
     assert all(row["error"] is None for row in good.rows())
-    assert fixed(good) == fixed(ran(tmp_path / "whole"))
+    assert fixed(good) == whole
 
 
 def test_two_runs_do_not_write_to_one_folder(tmp_path):
@@ -647,11 +721,42 @@ def test_two_runs_do_not_write_to_one_folder(tmp_path):
     assert ran(tmp_path).manifest.complete
 
 
-def test_what_a_killed_run_left_half_written_is_removed(tmp_path):
-    (tmp_path / "out/parts").mkdir(parents=True)
-    (tmp_path / "out/parts/.0123.tmp").write_text("half")
+def test_what_a_killed_run_left_half_written_is_removed_and_nothing_else(tmp_path):
+    out = tmp_path / "out"
+    half = [out / ".0123456789abcdef.tmp", out / "plans" / ".0123456789abcdef.tmp"]
+    others = [out / ".mine.tmp", out / "deep" / ".0123456789abcdef.tmp"]
+    for path in half + others:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("half")
     ran(tmp_path)
-    assert not list((tmp_path / "out").rglob("*.tmp"))
+    assert not any(path.exists() for path in half)
+    assert all(path.exists() for path in others)
+
+
+def test_the_plan_of_a_row_is_that_of_its_last_try(tmp_path, monkeypatch):
+    text = TINY.replace("seeds = 3", 'seeds = 1\nkeep = ["plans"]')
+
+    def without_engine(instance: Instance, profile: Profile) -> Any:
+        result = solve(instance, Profile(solver="greedy"))
+        stop = "engine_missing" if profile.solver == "auto" else result.stop_reason
+        return result.model_copy(update={"stop_reason": stop})
+
+    with monkeypatch.context() as patch:
+        patch.setattr("heteroplace.compare.measure.solve", without_engine)
+        greedy, exact = (results := ran(tmp_path, text)).rows()
+    assert results.plan(greedy) is not None
+    # The greedy's plan must not pass for the engine's.
+    assert results.plan(exact) is None
+    # As if killed after the file was written and before the row was.
+    left = tmp_path / "out" / "plans" / f"{exact['key']}.json"
+    left.parent.mkdir(exist_ok=True)
+    left.write_text("stale")
+    results = ran(tmp_path, text, retry_failed=True)
+    for row in results.rows():
+        instance, plan = results.instance(row), results.plan(row)
+        assert instance is not None
+        assert plan is not None
+        assert [float(value) for value in evaluate(instance, plan).values] == row["step_values"]
 
 
 def test_other_versions_are_told_and_recorded(tmp_path, monkeypatch, caplog):
@@ -697,7 +802,7 @@ def tiny(tmp_path: Path) -> Path:
     return path
 
 
-def test_the_command(tiny, tmp_path, capsys):
+def test_the_command(tiny, tmp_path, capsys, whole):
     out = tmp_path / "out"
     arguments = ["compare", str(tiny), "--out", str(out), "--workers", "2", "--keep", "plans"]
     assert main(arguments) == 0
@@ -708,7 +813,7 @@ def test_the_command(tiny, tmp_path, capsys):
     results = read_results(out)
     assert results.manifest.command == f"heteroplace compare {tiny} --keep plans"
     assert results.manifest.runs[0].workers == 2
-    assert fixed(results) == fixed(ran(tmp_path / "whole"))
+    assert fixed(results) == whole
     assert all(results.plan(row) is not None for row in results.rows())
     assert main([*arguments, "--json"]) == 0
     summary = json.loads(capsys.readouterr().out)
@@ -722,6 +827,17 @@ def test_the_command(tiny, tmp_path, capsys):
         spread = difference[name]
         assert spread["low"] <= spread["first_minus_second"] <= spread["high"]
     assert results.table == read_results(out).table
+
+
+def test_loads_of_one_seed_have_no_interval(tmp_path, capsys):
+    text = TINY.replace("seeds = 3", "seeds = 1") + "grid.load = [0.6, 1.2]"
+    file = tmp_path / "x.toml"
+    file.write_text(text)
+    ran(tmp_path, text)
+    assert main(["compare", str(file), "--out", str(tmp_path / "out"), "--json"]) == 0
+    (difference,) = json.loads(capsys.readouterr().out)["differences"]
+    assert difference["pairs"] == 2
+    assert difference["unmet_gpus"]["low"] is difference["unmet_gpus"]["high"] is None
 
 
 def test_failed_rows_are_the_answer_no(tmp_path, capsys):
@@ -775,6 +891,6 @@ def test_a_manifest_reads_back(tmp_path):
     assert isinstance(read_results(tmp_path / "out").table, pa.Table)
 
 
-def test_one_worker_is_enough(tmp_path):
+def test_one_worker_is_enough(tmp_path, whole):
     run_experiment(Experiment.from_toml(TINY), tmp_path / "out", LocalExecutor(1))
-    assert fixed(read_results(tmp_path / "out")) == fixed(ran(tmp_path / "whole"))
+    assert fixed(read_results(tmp_path / "out")) == whole

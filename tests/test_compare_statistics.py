@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from statistics import NormalDist
 
 import numpy as np
 import pytest
@@ -140,6 +141,54 @@ def test_the_interval_of_a_ratio_is_the_delta_methods():
     assert found.high - found.low == pytest.approx(2 * 1.96 * error, rel=0.06)
 
 
+def test_members_of_a_cluster_are_drawn_together():
+    """Ten copies of a sample say no more than the sample itself."""
+    generator = np.random.default_rng(8)
+    values, weights = generator.normal(5.0, 1.0, 40), generator.uniform(1.0, 2.0, 40)
+    once = ratio_of_means(values, weights)
+    copies = ratio_of_means(
+        np.tile(values, 10), np.tile(weights, 10), clusters=[("seed", n % 40) for n in range(400)]
+    )
+    assert copies.estimate == pytest.approx(once.estimate)
+    assert copies.low == pytest.approx(once.low)
+    assert copies.high == pytest.approx(once.high)
+    assert copies.observations == 400
+    naive = ratio_of_means(np.tile(values, 10), np.tile(weights, 10))
+    assert naive.high - naive.low < 0.5 * (copies.high - copies.low)
+    # Clusters of one are no clusters.
+    assert ratio_of_means(values, weights, clusters=range(40)) == once
+
+
+def test_intervals_of_clusters_cover_the_truth_and_naive_ones_do_not():
+    generator = np.random.default_rng(9)
+    covered = {True: 0, False: 0}
+    labels = np.repeat(np.arange(30), 8)
+    for number in range(200):
+        fleet = np.repeat(generator.normal(0.0, 1.0, 30), 8)
+        sample = fleet + generator.normal(0.0, 0.3, 240)
+        for together in covered:
+            found = ratio_of_means(
+                sample,
+                np.ones(240),
+                clusters=list(labels) if together else None,
+                resamples=400,
+                seed=number,
+                confidence=0.9,
+            )
+            covered[together] += found.low <= 0.0 <= found.high
+    assert 0.82 <= covered[True] / 200 <= 0.95
+    assert covered[False] / 200 < 0.6
+
+
+def test_a_single_cluster_has_no_spread():
+    found = ratio_of_means([1.0, 2.0], [1.0, 1.0], clusters=["a", "a"])
+    assert (found.estimate, found.observations) == (1.5, 2)
+    assert math.isnan(found.low)
+    assert math.isnan(found.high)
+    with pytest.raises(ValueError, match="labels"):
+        ratio_of_means([1.0, 2.0], [1.0, 1.0], clusters=["a"])
+
+
 def test_pairs():
     found = paired([3.0, 5.0, 1.0, 4.0], [1.0, 5.0 + 1e-12, 2.0, 2.0])
     assert found.counts == Counts(wins=1, ties=1, losses=2)
@@ -169,6 +218,11 @@ def test_pairs_that_differ_by_rounding_only_have_no_spread():
 )
 def test_the_sign_test_is_the_binomial(counts, probability):
     assert sign_test(counts) == pytest.approx(probability)
+
+
+def test_the_sign_test_of_many_pairs_is_the_normal_laws():
+    expected = 2 * NormalDist().cdf((4900.5 - 5000) / math.sqrt(10_000 / 4))
+    assert sign_test(Counts(4900, 0, 5100)) == pytest.approx(expected, rel=1e-3)
 
 
 def test_steps_count_in_their_order():

@@ -253,13 +253,23 @@ def test_no_candidate_within_is_exit_code_1_and_nothing_is_written(fleet_file, t
 
 def test_a_served_model_is_enough(capsys):
     options = ("--model", str(ROOT / "models/llama-3.1-8b.json"), "--prefill-gpu", "H20:1")
-    assert run(*options, "--decode-gpu", "H20:1", *SHORT, "--policies", "prefill_sm", "--json") in (
-        0,
-        1,
-    )
+    assert run(*options, "--decode-gpu", "H20:1", *SHORT, "--policies", "tbt", "--json") == 1
     data = json.loads(capsys.readouterr().out)
+    assert data["chosen"] is None
     assert data["service"] == "Llama-3.1-8B"
     assert data["pressure"]["splits"][data["pressure"]["best"]]["sustained"] > 0
+
+
+def test_only_the_daily_curve_itself_is_sized(fleet_file, tmp_path, capsys):
+    path = tmp_path / "paper-day-of-ours.csv"
+    path.write_text(
+        "t_s,requests,prompt_tokens,output_tokens\n0,600,600000,84000\n60,600,600000,84000\n",
+        encoding="utf-8",
+    )
+    options = ("--policies", "prefill_tps", "--attain", "0.1", "--json")
+    for given in (str(path), f"{path}:chat"):
+        assert run("--fleet", str(fleet_file), "--trace", given, *options) == 0
+        assert json.loads(capsys.readouterr().out)["peak"] == 10
 
 
 @pytest.mark.parametrize(
@@ -267,7 +277,10 @@ def test_a_served_model_is_enough(capsys):
     [
         (("--trace", "paper-day"), "give either --fleet or --model"),
         (("--fleet", "FLEET"), "--trace: is missing"),
-        (("--fleet", "FLEET", "--trace", "paper-day", "--total", "0"), "must be from 1 to"),
+        (("--fleet", "FLEET", "--trace", "paper-day", "--total", "x"), "must be a whole number"),
+        (("--fleet", "FLEET", "--trace", "paper-day", "--tick", "1h"), "at most the interval"),
+        (("--fleet", "FLEET", "--trace", "paper-day", "--wander", "11"), "must be at most 10"),
+        (("--fleet", "FLEET", "--trace", "paper-day", "--attain", "1"), "below 1"),
         (("--fleet", "FLEET", "--trace", "paper-day", "--total", "1"), "must be from 2 to"),
         (("--fleet", "FLEET", "--trace", "paper-day", "--policies", "x"), "'x' is no policy"),
         (("--fleet", "FLEET", "--trace", "paper-day", "--headroom", "2"), "at most 1"),

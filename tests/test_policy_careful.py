@@ -205,6 +205,53 @@ def test_a_scale_out_brings_instances_back_first():
     assert step(SOFT, even(8), values, state=withdrawn(60))[0].counts == even(15)
 
 
+def test_a_layer_that_raises_in_the_window_counts_as_a_broken_objective():
+    limits = {"decode_gpu_util": 0.9}
+    made = fleet(service(policy=LAYERED, soft_scale_in={"window": 120, "limits": limits}))
+    values = {"decode_tps": 800, "ttft": 1.3, "decode_gpu_util": 0.5}
+    decision, state = step(made, even(8), values, state=withdrawn(60))
+    assert (decision.driver, len(decision.restore)) == ("ttft", 4)
+    assert (state.services["chat"].returns, state.services["chat"].last_return) == (1, NOW)
+    # More load is no broken objective.
+    values = {"decode_tps": 1200, "ttft": 0.5, "decode_gpu_util": 0.5}
+    decision, state = step(made, even(8), values, state=withdrawn(60))
+    assert (decision.driver, len(decision.restore)) == ("decode_tps", 4)
+    assert state.services["chat"].returns == 0
+
+
+def test_a_bottleneck_in_the_other_role_is_relieved_and_stays_so():
+    """Prefill carries less than the ratio says: throughput alone would shrink the service."""
+    per_prefill, demand, needed = 60, 2000, 34
+    steady = {"cooldown_in": 300, "max_step_in": {"instances": 4}}
+    policies = {"alone": {"primary": THROUGHPUT}, "layered": LAYERED}
+    lows = {}
+    for name, policy in policies.items():
+        roles = {role: {"min": 1, "max": 80, "shapes": [SHAPE]} for role in EVEN}
+        soft = {"window": 60, "backoff": "10m"}
+        made = fleet(service(roles=roles, policy=policy, stability=steady, soft_scale_in=soft))
+        state, counts, backlog, seen, returns = state_of(EVEN), EVEN, 0.0, [], 0
+        for number in range(480):
+            now = NOW + 30 * number
+            served = min(counts["prefill"] * per_prefill, demand + backlog / 30)
+            backlog = max(0.0, backlog + (demand - served) * 30)
+            values = {"decode_tps": served, "ttft": 0.3 + backlog / served}
+            decision, state = step(made, counts, values, now=now, state=state)
+            gone = [
+                ("g", placed(role, f"{number}-{each}"))
+                for role in counts
+                for each in range(counts[role] - decision.counts[role])
+            ]
+            state = withdraw(state, "chat", gone, now, 60)
+            counts = decision.counts
+            returns += bool(decision.restore)
+            seen.append(counts["prefill"])
+        lows[name] = min(seen[240:]), max(seen[240:]), returns
+    assert lows["alone"][1] <= 2
+    low, high, returns = lows["layered"]
+    assert needed - 4 <= low <= high <= needed + 8
+    assert 1 <= returns <= 8  # without the back-off, one every six minutes: 40
+
+
 def test_a_clock_that_is_set_back_keeps_the_rest_of_the_window():
     values = {"decode_tps": 800, "ttft": 0.5}
     state = withdrawn(100)  # 90 s had passed at the last step
@@ -271,6 +318,28 @@ def test_the_gate_is_in_the_decision_and_can_be_switched_off():
     assert state.services["chat"].held == {"prefill": 6}
     off = fleet(service(registration={"gate": False}))
     assert step(off, EVEN, values, running=observed)[0].held == {}
+
+
+def test_the_gate_opens_when_the_other_role_does_not_catch_up():
+    made = fleet(service(registration={"max_wait": "10m"}))
+    observed = running({"prefill": 10, "decode": 2}, {"prefill": 2, "decode": 2})
+    state, held_at = None, []
+    for number in range(22):
+        now = NOW + 30 * number
+        values = {"decode_tps": 1000}
+        decision, state = step(made, EVEN, values, now=now, state=state, running=observed)
+        held_at.append(decision.held)
+        if number == 0:
+            assert "6 prefill instances wait to register until the ratio allows" in decision.reason
+    assert held_at == [{"prefill": 6}] * 20 + [{}] * 2
+    assert "6 prefill instances may register although" in decision.reason
+    assert "for 10 min" in decision.reason
+    back, _ = step(made, EVEN, values, now=NOW - 9000, state=state, running=observed)
+    assert back.held == {}  # a clock set back closes it no more than it opens it
+    _, state = step(made, EVEN, values, now=now + 30, state=state)  # all have registered
+    assert state.services["chat"].held_since is None
+    decision, _ = step(made, EVEN, values, now=now + 60, state=state, running=observed)
+    assert decision.held == {"prefill": 6}
 
 
 @given(st.tuples(*[st.integers(0, 20)] * 2), st.tuples(*[st.integers(0, 20)] * 2))
@@ -427,6 +496,57 @@ def test_what_is_being_freed_is_not_asked_for_again(load, leaving):
         assert (low.action, low.counts) == ("hold", even(3))
         assert high.counts == even(10)
         state = done.state
+
+
+def test_what_leaves_a_degraded_service_in_later_cycles_is_not_observed_either():
+    made = fleet(
+        service("low", soft_scale_in={"window": 300}),
+        service("high", priority=5, soft_scale_in={"window": 300}),
+    )
+    found, state = both(made, (6, 6), (600, 1000), free=8)
+    assert (found["low"].counts, found["low"].window) == (even(3), 0)
+    assert found["high"].window == 300
+
+    def later(count, load, number):
+        now = NOW + 30 * number
+        return both(made, None, (load, 1000), 0, state=state, now=now, running=(count, 10))
+
+    for number, count in enumerate((6, 5, 4), 1):
+        found, state = later(count, 300, number)
+        assert (found["low"].action, found["low"].window) == ("hold", 0)
+    found, after = later(3, 300, 4)  # all have left
+    assert found["low"].window == 300
+    assert not after.services["low"].degraded
+    found, _ = later(4, 100, 4)  # its own signals lower it
+    assert (found["low"].action, found["low"].window) == ("in", 300)
+
+
+def test_several_give_in_turn_until_it_is_enough_of_every_type():
+    l20 = {"name": "l20", "pods": [{"gpu_type": "L20", "gpus": 4}]}
+    mixed = {
+        "prefill": {"min": 1, "max": 40, "shapes": [l20]},
+        "decode": {"min": 1, "max": 40, "shapes": [SHAPE]},
+    }
+    only = {role: {"min": 1, "max": 40, "shapes": [l20]} for role in EVEN}
+    made = fleet(
+        service("mixed", roles=mixed),
+        service("plain", priority=1),
+        service("l20", priority=2, roles=only),
+        service("top", priority=9, roles=mixed),
+    )
+    counts = {"mixed": 3, "plain": 3, "l20": 3, "top": 3}
+    state = FleetState(
+        services={name: ServiceState(counts=even(count)) for name, count in counts.items()}
+    )
+    observed = {name: serving(even(count)) for name, count in counts.items()}
+    values = {"mixed": 300, "plain": 300, "l20": 300, "top": 700}
+    snapshot = Snapshot(
+        NOW, {name: readings({"decode_tps": value}) for name, value in values.items()}
+    )
+    done = decide(made, state, snapshot, observed, {"H20": 0, "L20": 0})
+    found = {each.service: each.counts for each in done.decisions}
+    # top lacks 4 of each type; mixed gives 2 of each, and plain and l20 each 2 of theirs.
+    assert found == {"mixed": even(1), "plain": even(2), "l20": even(2), "top": even(7)}
 
 
 def test_a_scale_out_of_low_priority_waits_for_those_before_it():

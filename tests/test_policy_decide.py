@@ -96,6 +96,18 @@ def test_the_reason_is_the_sentence_of_the_documentation():
     )
 
 
+@pytest.mark.parametrize(
+    ("primary", "values"),
+    [
+        ({**THROUGHPUT, "target": 1e-300}, {"decode_tps": 1e14}),
+        ({"kind": "utilization", "target": 5e-324}, {"prefill_gpu_util": 0.5}),
+    ],
+)
+def test_a_target_next_to_nothing_asks_for_all_that_the_limits_allow(primary, values):
+    decision, _ = step(fleet(service(policy={"primary": primary})), EVEN, values)
+    assert decision.counts == even(40)
+
+
 def test_the_other_role_may_drive():
     primary = {"kind": "throughput", "signal": "prefill_tps", "target": 1000}
     made = fleet(service(policy={"primary": primary}, ratios=[{"target": 2, "min": 1, "max": 3}]))
@@ -580,6 +592,18 @@ def test_a_role_that_is_new_in_the_configuration_starts_from_what_runs():
     state = state_of({"decode": 10})
     decision, _ = step(fleet(), EVEN, {"decode_tps": 1000}, state=state)
     assert decision.counts == EVEN
+
+
+def test_roles_in_another_order_than_in_the_last_step_keep_their_counts():
+    roles = {
+        role: {"min": 1, "max": 40, "shapes": [{**SHAPE, "capacity": capacity}]}
+        for role, capacity in (("decode", 7), ("prefill", 1))
+    }
+    made = fleet(service(roles=roles, maintenance={"drift": 0.9}))
+    for counts in ({"prefill": 5, "decode": 3}, {"decode": 5, "prefill": 3}):
+        decision, _ = step(made, counts, {"decode_tps": 100 * counts["decode"]})
+        assert (decision.action, decision.counts) == ("hold", counts)
+        assert decision.targets == {"decode": 7 * counts["decode"], "prefill": counts["prefill"]}
 
 
 def test_services_that_left_the_fleet_are_forgotten():

@@ -12,6 +12,8 @@ from policy_fleets import SHAPE, THROUGHPUT, fleet, service
 from heteroplace import InputError
 from heteroplace.policy import Cluster, Fleet, FleetState
 from heteroplace.policy.duration import parse_duration, spoken
+from heteroplace.policy.fleet import Defaults
+from heteroplace.policy.settings import Age
 
 ROOT = Path(__file__).parents[1]
 DEMO = ROOT / "fleets/demo.toml"
@@ -58,6 +60,20 @@ def test_defaults_hold_field_by_field():
     assert (one.damping, one.cooldown_in) == (0.5, 600)
     assert (other.damping, other.cooldown_in) == (0.9, 600)
     assert other.cooldown_out == 60
+
+
+def test_a_setting_that_equals_the_projects_default_is_written_and_read_back():
+    made = fleet(service(age={"max_age": Age().max_age}), defaults={"age": {"max_age": 10}})
+    assert made.services[0].age.max_age == Age().max_age
+    assert Fleet.from_json(made.to_json()) == made
+
+
+def test_defaults_hold_in_a_fleet_made_of_objects():
+    plain = fleet().services[0]
+    own = plain.model_copy(update={"name": "own", "age": Age(max_age=7.0)})
+    made = Fleet(schema=1, defaults=Defaults(age=Age(max_age=5.0)), services=(plain, own))
+    assert [each.age.max_age for each in made.services] == [5, 7]
+    assert made.services[0].policy == plain.policy
 
 
 def test_a_band_has_a_default():
@@ -174,6 +190,18 @@ def periodic(**entry):
             "soft_scale_in.limits",
             "throughput",
         ),
+        (
+            ("services", 0, "soft_scale_in", "limits"),
+            {"decode_gpu_util": 95},
+            "soft_scale_in.limits",
+            "divide percentages by 100",
+        ),
+        (
+            ("services", 0, "soft_scale_in", "backoff"),
+            "3h",
+            "soft_scale_in.max_backoff",
+            "2 h is less than backoff 3 h; raise it",
+        ),
         (("services", 0, "soft_scale_in", "window"), "1 h", "soft_scale_in.window", "seconds"),
         (
             ROLES,
@@ -235,6 +263,14 @@ def test_a_missing_file_model_or_folder_is_named(tmp_path):
     )
     with pytest.raises(InputError, match="unknown model 'Llama-9'"):
         Fleet.from_file(file)
+
+
+@pytest.mark.parametrize("folder", ["a" * 5000, "nowhere", "\0"])
+def test_a_folder_of_models_that_cannot_be_read_is_named(folder):
+    data = {"schema": 1, "models": folder, "services": [service() | {"model": "some"}]}
+    with pytest.raises(InputError) as caught:
+        Fleet.from_dict(data)
+    assert caught.value.path == "models"
 
 
 def test_the_input_is_not_changed():

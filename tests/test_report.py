@@ -21,7 +21,7 @@ import pytest
 pytest.importorskip("pyarrow", reason="reports need pyarrow")
 
 import pyarrow.parquet as pq
-from report_results import QUICK, changed, hostile, made_up, quick_results, solved, write
+from report_results import QUICK, changed, hostile, made_up, quick_results, write
 
 from heteroplace.cli import main
 from heteroplace.compare.experiment import Experiment
@@ -30,7 +30,6 @@ from heteroplace.errors import InputError
 from heteroplace.report.charts import HEIGHT, WIDTH, Axis, Mark, Panel, Series, draw
 from heteroplace.report.document import Commands, document, figures
 from heteroplace.report.findings import basis, findings
-from heteroplace.report.holders import holders
 from heteroplace.report.placements import chosen, pictures
 from heteroplace.report.progress import gap_figure
 from heteroplace.report.quality import unmet_figure, waste_figure
@@ -41,7 +40,7 @@ from heteroplace.report.words import brief, listed, number, percent, ranges, sec
 
 @pytest.fixture(scope="session")
 def quick(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return quick_results(tmp_path_factory.getbasetemp())
+    return quick_results(tmp_path_factory)
 
 
 class Outline(HTMLParser):
@@ -255,37 +254,35 @@ def test_the_unmet_table_adds_up(quick: Path):
     )
 
 
-def test_wasted_gpus_by_class_add_up_to_the_column(quick: Path):
+def test_waste_by_class_adds_up(quick: Path):
     study = study_of(quick)
     having = [pair for pair in study.pairs if pair.left["high_tier_gpus_total"]]
-    held = holders(study.results, having)
-    assert len(held.by_priority) == 2 * len(having) > 0
-    for row in (row for pair in having for row in (pair.left, pair.right)):
-        for classes in (held.by_priority[row["key"]], held.by_affinity[row["key"]]):
-            assert sum(amount for amount, _ in classes.values()) == row["high_tier_waste_gpus"]
-    titles = [panel.title for panel in waste_figure(study).panels]
-    assert "Wasted by priority" in titles
-    assert "Wasted by affinity" in titles
+    table = waste_figure(study).table
+    total = sum(pair.left["high_tier_gpus_total"] for pair in having)
+    for name, side in (("greedy", "left"), ("auto, proven optimum", "right")):
+        waste = sum(getattr(pair, side)["high_tier_waste_gpus"] for pair in having)
+        # Every instance has the same priority classes, so their shares add up.
+        shares = [row[4] for row in table.rows if (row[0], row[2]) == ("priority", name)]
+        assert len(shares) == 3
+        assert sum(shares) == pytest.approx(waste / total) != 0
+    by_affinity = [row for row in table.rows if row[0] == "affinity" and row[2] == "greedy"]
+    assert [row[1] for row in by_affinity] == ["none", "s2", "s2+s1", "s1"]
+    pairs = [pair for pair in having if "s2+s1" in pair.left["affinities"]]
+    place = [pair.left["affinities"].index("s2+s1") for pair in pairs]
+    held = [
+        pair.left["high_tier_waste_gpus_by_affinity"][at]
+        for pair, at in zip(pairs, place, strict=True)
+    ]
+    asked = sum(pair.left["high_tier_gpus_total"] for pair in pairs)
+    assert by_affinity[2][3:5] == (len(pairs), pytest.approx(sum(held) / asked))
 
 
-SHRINKING = """
-name = "shrinking"
-profiles = ["greedy"]
-seeds = 4
-keep = ["plans"]
-[[entries]]
-family = "small"
-knobs = {scale_in = 0.9, running = 0.6, change = 1.0, draining = 0.1, hetero_s1 = 0.5}
-"""
-
-
-def test_what_is_removed_or_drains_wastes_nothing(tmp_path: Path):
-    study = study_of(solved(tmp_path / "shrinking", SHRINKING))
-    assert sum(row["removed_gpus"] for row in study.rows) > 0
-    held = holders(study.results, study.pairs)
-    for row in study.rows:
-        classes = held.by_affinity[row["key"]].values()
-        assert sum(amount for amount, _ in classes) == row["high_tier_waste_gpus"]
+def test_a_table_without_waste_by_class_is_shown_without(quick: Path, tmp_path: Path):
+    names = ("high_tier_waste_gpus_by_priority", "high_tier_waste_gpus_by_affinity")
+    earlier = changed(quick, tmp_path / "r", lambda row: {**row, **dict.fromkeys(names)})
+    titles = [panel.title for panel in waste_figure(study_of(earlier)).panels]
+    assert "Wasted by load" in titles
+    assert "Wasted by priority" not in titles
 
 
 def gaps_of(rows: list[Row], tmp_path: Path) -> dict[tuple[str, str], list[tuple[float, float]]]:
@@ -451,6 +448,31 @@ def test_some_proofs_are_told_apart(quick: Path, tmp_path: Path):
     assert proven.values["instances"] == 24
 
 
+def test_loads_of_one_seed_are_no_independent_instances(tmp_path: Path):
+    def study(seeds: int) -> Study:
+        rows = []
+        for place in range(12):
+            more = {"seed": place % seeds, "load": 0.5 + place / 10}
+            unmet = (float(place % 4), 0.0)
+            rows.append(made_up(f"i{place}", "greedy", unmet=unmet, **more))
+            rows.append(made_up(f"i{place}", "auto", proven=True, **more))
+        return study_of(write(tmp_path / str(seeds), rows))
+
+    def width(found: Study) -> float | None:
+        values = next(each for each in findings(found) if each.name == "unmet").values
+        low, high = values["difference_low"], values["difference_high"]
+        assert values["instances"] == 12
+        return None if low is None or high is None else float(high) - float(low)
+
+    alone, together = width(study(12)), width(study(4))
+    assert alone is not None
+    assert together is not None
+    assert together > 1.4 * alone
+    single = study(1)
+    assert width(single) is None
+    assert "(one seed, no interval)" in Outline(page_of(single)).text
+
+
 def test_less_unmet_in_lower_classes_is_explained(tmp_path: Path):
     rows = []
     for place in range(3):
@@ -549,7 +571,7 @@ def test_pictures_keep_to_their_room(quick: Path):
 
 def test_thousands_of_rows_make_a_small_page(tmp_path: Path):
     rows = []
-    for place in range(4000):
+    for place in range(1500):
         load = 0.5 + (place % 400) / 500
         more = {"load": load, "gpus": 100 + place % 900, "seed": place, "mixed_s1": place % 37 / 40}
         unmet = (0.0, float(place % 7))

@@ -25,7 +25,7 @@ pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Debian's chromiu
 
 @pytest.fixture(scope="session")
 def quick(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return quick_results(tmp_path_factory.getbasetemp())
+    return quick_results(tmp_path_factory)
 
 
 WIDE, PHONE = (1280, 900), (390, 844)

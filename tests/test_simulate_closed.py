@@ -1,12 +1,15 @@
 """The closed loop: decisions, placement, timers, and what is written."""
 
 import csv
+import dataclasses
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+import warnings
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -194,6 +197,35 @@ def test_without_a_gate_ready_instances_serve_at_once():
         assert there.supply().decode_instances[0] == serving
 
 
+def test_of_roles_that_decode_together_a_pair_that_leaves_counts_once():
+    shape = {"pods": [{"gpu_type": "A", "gpus": 1}], "capacity": 1000}
+    roles = {
+        name: {"max": 9, "shapes": [{"name": name, **shape}]} for name in ("prefill", "attn", "ffn")
+    }
+    ratios = [
+        {"numerator": "attn", "denominator": "ffn", "target": 1},
+        {"numerator": "prefill", "denominator": "attn", "target": 1},
+    ]
+    running = ClusterGroup(
+        name="chat-0",
+        service="chat",
+        domain="pod-0",
+        instances=tuple(
+            ClusterInstance(role=role, shape=role, nodes=(f"0-A-{index}",))
+            for index, role in enumerate(("prefill", "attn", "attn", "ffn", "ffn"))
+        ),
+    )
+    primary = {"kind": "throughput", "role": "attn"}
+    made = service(roles=roles, ratios=ratios, policy={"primary": primary})
+    models = PoolModels(defaults=PoolModel(decode_roles=("attn", "ffn")))
+    there = live(cluster(running=(running,)), made, pools=models)
+    assert there.supply().decode[0] == 2000
+    for role in ("attn", "ffn"):
+        there._leave(there._groups["chat-0"].instances[f"{role}-0"], 60.0)
+    assert there.left_decode()[0] == 1000
+    assert there.left_decode()[0] == 0
+
+
 def test_crossing_is_measured_on_the_real_placement():
     # Prefill is on type A and decode on type B, each under its own S1: all transfers cross.
     assert live(cluster(running=(group(),))).supply().crossing[0] == 1
@@ -238,13 +270,26 @@ def test_too_small_a_cluster_shows_as_unmet():
     assert summary.ttft_attained < 0.9
 
 
-def test_no_node_is_ever_over_its_gpus():
+def test_no_node_is_ever_over_its_gpus(monkeypatch):
+    fullest = 0
+
+    def watched(self, now):
+        nonlocal fullest
+        used = Counter()
+        for group in self._groups.values():
+            for each in group.instances.values():
+                # Every shape here is one pod.
+                used[each.nodes[0]] += each.gpus
+        fullest = max(fullest, *used.values())
+        advance(self, now)
+
+    advance = Live.advance
+    monkeypatch.setattr(Live, "advance", watched)
     place = cluster(pods=1, nodes=3)
     made = fleet(service("chat"), service("code", priority=1))
     demand = {"chat": steps([10, 80, 20], 5400), "code": steps([30, 5, 50], 5400)}
     outcome = simulate(made, place, demand, profile=Profile(solver="greedy"))
-    gpus = sum(node.gpus for node in place.nodes)
-    assert outcome.series["gpus"].sum(axis=1).max() <= gpus
+    assert fullest == max(node.gpus for node in place.nodes)
     assert outcome.summary("code").unmet_gpu_hours <= outcome.summary("chat").unmet_gpu_hours
 
 
@@ -293,6 +338,9 @@ def test_an_unknown_policy_is_refused_with_the_known_ones():
         ({"hours": 0}, "must be greater than 0"),
         ({"hours": float("nan")}, "must be greater than 0"),
         ({"hours": 100}, "ask for less, or repeat"),
+        ({"start": -1.0}, "start: must be in the years 1970 to 2999"),
+        ({"start": 1e11}, "start: must be in the years 1970 to 2999"),
+        ({"start": float("nan")}, "start: must be in the years 1970 to 2999"),
     ],
 )
 def test_options_that_do_not_fit_are_refused(options, message):
@@ -363,6 +411,13 @@ def test_a_cold_start_begins_with_nothing():
     assert series(warm, "decode_instances")[0] > 0
     assert series(cold, "decode_instances")[0] == 0
     assert cold.summary("chat").ttft_attained < warm.summary("chat").ttft_attained
+
+
+def test_a_demand_without_requests_is_no_division_by_zero():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        summary = simulate(fleet(), cluster(), {"chat": flat(0, 600)}).summary("chat")
+    assert (summary.requests, summary.imputed, summary.ttft_attained) == (0, 0, None)
 
 
 def test_services_without_a_trace_are_asked_for_nothing():
@@ -456,6 +511,25 @@ def test_the_folder_holds_what_the_outcome_holds(tmp_path):
         assert "<svg" in picture.read_text("utf-8")[:2000]
     assert len(list((tmp_path / "out").glob("*.svg"))) == 2
     assert all(each.read_bytes()[:4] == b"\x89PNG" for each in (tmp_path / "out").glob("*.png"))
+
+
+def test_equal_outcomes_give_equal_pictures():
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed")
+    from heteroplace.simulate.plots import draw
+
+    first, again = (simulate(fleet(), cluster(), {"chat": steps([10, 40], 900)}) for _ in range(2))
+    for kind in ("svg", "png"):
+        assert draw(first, "chat", kind) == draw(again, "chat", kind), kind
+    other = dataclasses.replace(first, policy="another")
+    assert draw(other, "chat") != draw(first, "chat")
+
+
+def test_every_service_has_files_of_its_own():
+    from heteroplace.simulate.folder import _file_names
+
+    names = _file_names(["a/b", "a_b-1", "a_b", "a:b"])
+    assert names[:2] == ["a_b", "a_b-1"]
+    assert len(set(names)) == 4
 
 
 def test_a_folder_that_cannot_be_written_is_one_clear_error(tmp_path):

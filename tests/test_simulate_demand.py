@@ -77,6 +77,13 @@ def test_repeating_goes_on_from_the_start():
     assert day.repeated(2 * 86_400).rates(edges + 86_400) == pytest.approx(day.rates(edges))
 
 
+def test_repeated_steps_keep_the_first_rate_before_its_time():
+    once = demand([5, 10], [1, 3], 20)
+    edges = np.arange(0, 41, 5.0)
+    found = once.repeated(40).rates(edges)[:, 0]
+    assert found == pytest.approx([1, 1, 3, 3] * 2)
+
+
 def test_a_demand_is_not_stretched_silently():
     with pytest.raises(InputError, match=r"lasts 0\.00555556 h"):
         load({"s": demand([0, 10], [1, 3], 20)}, 40, 10)
@@ -95,6 +102,16 @@ def test_gaps_take_the_same_time_of_other_days_or_a_line():
     assert list(np.flatnonzero(both.without_gaps().filled)) == [6, 7, 8, 30, 31, 32]
     with pytest.raises(InputError, match="has gaps"):
         given.rates(np.array([0.0, 1.0]))
+
+
+@pytest.mark.parametrize("offset", [0.0, 300.0])
+def test_a_gap_takes_its_own_window_of_the_other_days(offset):
+    # Lines go through the middles of the windows: 300 s, 900 s, ...
+    times = np.arange(2 * 144) * 600.0 + offset
+    rates = np.tile(np.arange(144.0), 2) + 1
+    rates[144:] = np.nan
+    found = demand(times, rates, 2 * 86_400.0).without_gaps()
+    assert list(found.requests[144:]) == list(found.requests[:144])
 
 
 @pytest.mark.parametrize(

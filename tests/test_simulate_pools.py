@@ -259,6 +259,35 @@ def test_sequences_of_instances_that_leave_finish_where_they_are():
     assert pools._leaving[0][0] == pytest.approx(0, abs=1e-6)
 
 
+def test_sequences_that_wait_for_kv_cache_do_not_leave_with_an_instance():
+    # Far more than fits: half of the batch goes with half of the instances, the queue stays.
+    prompt = 4 * 2176 - 100.0
+    pools = Pools(constant(8, prompt=prompt), [PoolModel(kv_headroom=1.0)], objectives())
+    for _ in range(100):
+        before = pools.tick(supply(prefill=1e9))
+    batch = before.sequences[0] - before.waiting_sequences[0]
+    assert before.waiting_sequences[0] > 10 * batch
+    pools.leave(np.array([0.5]))
+    assert pools._leaving[0][0] == pytest.approx(batch / 2)
+    after = pools.tick(supply(prefill=1e9, decode=1000, d=1))
+    most = 12.5 / (0.02 + 6e-4 * 12.5)
+    gone = batch / 2 - pools._leaving[0][0]
+    assert after.finished[0] == pytest.approx(TICK * most / OUTPUT + gone, rel=1e-6)
+
+
+def test_ttft_is_the_sum_of_its_parts():
+    model = PoolModel(kv_headroom=1.0)
+    tick = run(constant(8), supply(), model)[-1]
+    load_share, service = 0.8, PROMPT / 5000
+    chance = load_share ** (math.sqrt(6) - 1)
+    per_token = 327_680 / 25e9
+    sent = PROMPT * per_token / (1 - 8 * PROMPT * per_token / 2)
+    mean = 0.05 + service + sent + chance * service / (2 * (1 - load_share))
+    assert tick.ttft_mean[0] == pytest.approx(mean, rel=1e-9)
+    tail = service / (2 * (1 - load_share)) * math.log(chance / 0.01)
+    assert tick.ttft[0] == pytest.approx(0.05 + service + sent + tail, rel=1e-9)
+
+
 # -- what is measured ----------------------------------------------------------------------------
 
 
@@ -266,7 +295,7 @@ def test_sequences_of_instances_that_leave_finish_where_they_are():
 def test_latencies_and_hardware_never_fall_when_the_load_rises(load_share, more):
     most = 9.9
     first, second = (
-        run(constant(most * each, 3000), supply())[-1]
+        run(constant(most * each, 600), supply())[-1]
         for each in (load_share, min(load_share + more, 1.0))
     )
     for name in (
@@ -401,8 +430,10 @@ def test_no_load_is_sustained_within_an_impossible_objective():
     [
         ("[defaults]\ntbt_base = 0.2", "tbt_base: must not exceed tbt_at_capacity"),
         ("[defaults]\nkv_bandwidth = 0", "defaults.kv_bandwidth: must be greater than 0"),
-        ("[defaults]\nstartup_seconds = -1", "must be at least 0"),
-        ("[defaults]\nstartup_seconds = nan", "finite"),
+        ("[defaults]\nstartup_seconds = -1", "startup_seconds: must not be negative"),
+        ("[defaults]\nstartup_seconds = nan", "startup_seconds: must be a finite number"),
+        ("[defaults]\nstartup_seconds = true", "startup_seconds: must be a number of seconds"),
+        ("[defaults]\nttft_slo = 0", "ttft_slo: must be greater than 0"),
         ("[defaults]\nstartup_second = 1", "unknown field"),
         ("[services.a]\nwait_load = 1.0", "services.a.wait_load: must be less than 1"),
         ("schema = 2", "schema"),
@@ -426,6 +457,11 @@ def test_services_take_the_defaults_they_do_not_override(tmp_path):
     pools = PoolModels.from_file(path)
     assert pools.of("a").tbt_base == pools.of("b").tbt_base == 0.01
     assert (pools.of("a").startup_seconds, pools.of("b").startup_seconds) == (9, 180)
+
+
+def test_times_may_be_texts():
+    model = PoolModel.model_validate({"startup_seconds": "3m", "ttft_slo": "1500ms"})
+    assert (model.startup_seconds, model.ttft_slo) == (180, 1.5)
 
 
 def test_every_parameter_has_a_default_and_a_documented_unit():

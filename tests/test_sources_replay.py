@@ -278,6 +278,20 @@ def test_a_clock_that_goes_back_gives_what_was_known_then(tmp_path, caplog):
     assert reading(source.read(FLEET, 85)) == (80, 80)
 
 
+def test_a_file_that_is_gone_when_it_is_read_again_is_named_until_it_is_back(tmp_path):
+    path = tmp_path / "m.jsonl"
+    lines = [line(at, at) for at in range(10, 100, 10)]
+    source = replay(write(path, lines))
+    assert reading(source.read(FLEET, 85)) == (80, 80)
+    path.unlink()
+    for _ in range(2):
+        with pytest.raises(InputError, match="cannot be read"):
+            source.read(FLEET, 25)
+    assert reading(source.read(FLEET, 95)) == (90, 90)
+    write(path, lines)
+    assert reading(source.read(FLEET, 25)) == (20, 20)
+
+
 def test_one_line_far_ahead_does_not_hold_up_the_others(tmp_path):
     source = replay(
         write(tmp_path / "m.jsonl", [line(10, 1), line(1e10, 0), line(20, 2), line(30, 3)])

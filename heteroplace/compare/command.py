@@ -216,7 +216,8 @@ def _shown(results: Results, folder: Path) -> Shown:
 
 def _difference(first: str, second: str, pairs: Sequence[tuple[Row, Row]]) -> dict[str, Any]:
     """Two profiles on the same instances: by the objective, and what they leave unmet."""
-    from heteroplace.compare.statistics import lexicographic_counts, paired
+    from heteroplace.compare.record import cluster
+    from heteroplace.compare.statistics import lexicographic_counts, ratio_of_means
 
     counts = lexicographic_counts(
         [row["step_values"] for row, _ in pairs], [row["step_values"] for _, row in pairs]
@@ -229,12 +230,16 @@ def _difference(first: str, second: str, pairs: Sequence[tuple[Row, Row]]) -> di
         "equal": counts.ties,
         "second_better": counts.losses,
     }
-    for name, column in (("unmet_gpus", 0), ("unmet_gpus_of_highest_priority", 1)):
-        values = [
-            [row["unmet_gpus_by_priority"][0] if column else row["unmet_gpus"] for row in pair]
-            for pair in pairs
-        ]
-        difference = paired([a for a, _ in values], [b for _, b in values]).difference
+    measures: dict[str, Callable[[Row], float]] = {
+        "unmet_gpus": lambda row: row["unmet_gpus"],
+        "unmet_gpus_of_highest_priority": lambda row: row["unmet_gpus_by_priority"][0],
+    }
+    for name, measure in measures.items():
+        difference = ratio_of_means(
+            [measure(one) - measure(other) for one, other in pairs],
+            [1.0] * len(pairs),
+            clusters=[cluster(row) for row, _ in pairs],
+        )
         found[name] = {
             "first_minus_second": difference.estimate,
             "low": _known(difference.low),

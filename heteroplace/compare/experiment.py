@@ -46,9 +46,9 @@ class Range(Noun):
         Above 0.
     """
 
-    from_: Annotated[float, Field(alias="from", allow_inf_nan=False)]
-    to: Annotated[float, Field(allow_inf_nan=False)]
-    step: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
+    from_: Annotated[float, Field(alias="from", allow_inf_nan=False, strict=True)]
+    to: Annotated[float, Field(allow_inf_nan=False, strict=True)]
+    step: Annotated[float, Field(gt=0, allow_inf_nan=False, strict=True)] = 1.0
 
     @property
     def values(self) -> list[int | float]:
@@ -58,7 +58,7 @@ class Range(Noun):
             raise ValueError(f"to {self.to:g} is below from {self.from_:g}; swap them")
         count = int((last - first) / step) + 1
         if count > MOST_SEEDS:
-            raise ValueError(f"has {count} values, at most {MOST_SEEDS}; take a larger step")
+            raise ValueError(f"has more than {MOST_SEEDS} values; take a larger step")
         numbers = [first + step * place for place in range(count)]
         whole = all(each == each.to_integral_value() for each in (first, step))
         return [int(each) if whole else float(each) for each in numbers]
@@ -86,7 +86,7 @@ Seeds = Annotated[
     tuple[Seed, ...], Field(min_length=1, max_length=MOST_SEEDS), BeforeValidator(_seed_list)
 ]
 Sizes = Annotated[
-    tuple[Annotated[float, Field(gt=0, le=1000, allow_inf_nan=False)], ...],
+    tuple[Annotated[float, Field(gt=0, le=1000, allow_inf_nan=False, strict=True)], ...],
     Field(min_length=1, max_length=MOST_STEPS),
     BeforeValidator(_unfolded),
 ]
@@ -95,7 +95,7 @@ Steps = Annotated[
     Field(min_length=1, max_length=MOST_STEPS),
     BeforeValidator(_unfolded),
 ]
-Seconds = Annotated[float, Field(gt=0, le=10**6, allow_inf_nan=False)]
+Seconds = Annotated[float, Field(gt=0, le=10**6, allow_inf_nan=False, strict=True)]
 SafeName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$", strict=True)]
 
 
@@ -197,6 +197,9 @@ class Experiment(Noun):
         _refuse_twice(self.anytime, "anytime")
         _refuse_twice(self.keep, "keep")
         _refuse_twice([each.name.lower() for each in self.profiles], "profiles", ".name")
+        # First of all, for each of them is looked at below.
+        if self.rows > MOST_ROWS:
+            raise InputError("entries", f"ask for {self.rows} rows, at most {MOST_ROWS}")
         seen: set[str] = set()
         for index, entry in enumerate(self.entries):
             where = f"entries[{index}]"
@@ -206,8 +209,6 @@ class Experiment(Noun):
                     f"{where}.name", f"{entry.label!r} is taken; give the entry a name of its own"
                 )
             seen.add(entry.label)
-        if self.rows > MOST_ROWS:
-            raise InputError("entries", f"ask for {self.rows} rows, at most {MOST_ROWS}")
         return self
 
     @classmethod
@@ -473,9 +474,11 @@ def _profile_file(value: str, folder: Path) -> Path | None:
 
 
 def _refuse_twice(values: Collection[object], path: str, field: str = "") -> None:
-    seen: set[str] = set()
+    seen: set[object] = set()
     for index, value in enumerate(values):
-        known = json.dumps(value, sort_keys=True, default=str)
+        # 1 and 1.0 are the same number; what is no number may be a table or a list.
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        known = value if number else json.dumps(value, sort_keys=True, default=str)
         if known in seen:
             raise InputError(
                 f"{path}[{index}]{field}", f"{value!r} is named twice; keep one of them"

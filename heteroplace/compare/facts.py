@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from typing import Any
 
@@ -104,22 +104,26 @@ class InstanceFacts:
 
     def _unmet(self, result: Result) -> dict[str, Any]:
         """Unmet and target GPUs, in total, by priority class and by affinity."""
-        unmet: Counter[str] = Counter()
+        unmet: dict[str, float] = defaultdict(float)
         for each in result.unmet:
-            unmet[each.service] += each.unmet_gpus  # type: ignore[assignment]
-        columns: dict[str, Any] = {"unmet_gpus": float(sum(unmet.values()))}
-        for key, label, names in (
-            ("priorities", "priority", self._by_priority),
-            ("affinities", "affinity", self._by_affinity),
-        ):
-            columns[key] = list(names)
-            columns[f"unmet_gpus_by_{label}"] = [
-                float(sum(unmet[name] for name in services)) for services in names.values()
-            ]
-            columns[f"target_gpus_by_{label}"] = [
-                sum(self._target[name] for name in services) for services in names.values()
-            ]
-        return columns
+            unmet[each.service] += each.unmet_gpus
+        return {
+            "unmet_gpus": float(sum(unmet.values())),
+            "priorities": list(self._by_priority),
+            "affinities": list(self._by_affinity),
+            **self._by_class("unmet_gpus", unmet),
+            **self._by_class("target_gpus", self._target),
+        }
+
+    def _by_class(self, name: str, amounts: Mapping[str, float]) -> dict[str, list[float]]:
+        """Amounts of services, summed up by priority class and by affinity."""
+        return {
+            f"{name}_by_{label}": [sum(amounts[each] for each in services) for services in classes]
+            for label, classes in (
+                ("priority", self._by_priority.values()),
+                ("affinity", self._by_affinity.values()),
+            )
+        }
 
     @cached_property
     def _by_priority(self) -> dict[int, list[str]]:
@@ -139,7 +143,7 @@ class InstanceFacts:
         """Where the delivering instances are."""
         number, tiers = self.instance.node_index, self.tree.node_tier
         by_tier = [0, 0, 0]
-        waste = 0
+        waste: Counter[str] = Counter()
         delivering_groups: set[str] = set()
         for group in plan.groups:
             spare = not self.needs_high[group.service]
@@ -149,7 +153,7 @@ class InstanceFacts:
                     tier = tiers[number[pod.node]]
                     by_tier[tier] += pod.gpus
                     if spare and tier == HIGH:
-                        waste += pod.gpus
+                        waste[group.service] += pod.gpus
         return {
             "delivered_gpus": sum(by_tier),
             "added_gpus": _gpus(each for group in plan.groups for each in group.added),
@@ -159,7 +163,8 @@ class InstanceFacts:
             "low_tier_gpus": by_tier[0],
             "medium_tier_gpus": by_tier[1],
             "high_tier_gpus": by_tier[HIGH],
-            "high_tier_waste_gpus": waste,
+            "high_tier_waste_gpus": waste.total(),
+            **self._by_class("high_tier_waste_gpus", waste),
             "high_tier_avoidable_gpus": self._avoidable(plan),
         }
 

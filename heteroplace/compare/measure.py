@@ -139,11 +139,11 @@ def measure(
         return
     facts_known(blank)
     for name, profile in order.profiles.items():
-        row = {**blank, **_of_profile(order.task, name, profile)}
+        row = {**blank, **_of_profile(blank, name, profile)}
         plan: str | None = None
         try:
             row, result = _solved(row, facts, profile, order.anytime)
-            if order.plans:
+            if order.plans and row["error"] is None:
                 plan = result.plan.to_json(None) + "\n"
         except Exception as error:
             log.exception("profile %s failed", name)
@@ -206,9 +206,8 @@ def generated_again(row: Mapping[str, Any]) -> Instance | None:
     return instance if known in (None, instance.digest) else None
 
 
-def _of_profile(row: Row | Task, name: str, profile: Profile) -> Row:
-    instance = row.key if isinstance(row, Task) else row["instance"]
-    return {"key": row_key(instance, name), "profile": name, "solver": profile.solver}
+def _of_profile(row: Row, name: str, profile: Profile) -> Row:
+    return {"key": row_key(row["instance"], name), "profile": name, "solver": profile.solver}
 
 
 def _solved(
@@ -274,5 +273,6 @@ def _line(error: Exception) -> str:
 
 
 def _one_line(text: str) -> str:
-    text = " ".join(text.split())
+    # An odd file name in a message may hold what UTF-8 cannot.
+    text = " ".join(text.encode("utf-8", "replace").decode().split())
     return text if len(text) <= LONGEST_ERROR else text[: LONGEST_ERROR - 3] + "..."

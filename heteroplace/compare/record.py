@@ -4,7 +4,7 @@
 
     FOLDER/manifest.json            what was run, with which versions, on which machine
     FOLDER/results.parquet          the table, one row per instance and profile
-    FOLDER/parts/*.parquet          rows that are not in the table yet (a run that is not finished)
+    FOLDER/rows.jsonl               rows that are not in the table yet (a run that is not finished)
     FOLDER/instances/INSTANCE.json  on request; INSTANCE is the column ``instance``
     FOLDER/plans/INSTANCE.PROFILE.json  on request
 
@@ -35,8 +35,8 @@ Kind = Literal[
     "text", "integer", "number", "truth", "texts", "integers", "numbers", "truths", "tables"
 ]
 
-MANIFEST, TABLE = "manifest.json", "results.parquet"
-PARTS, INSTANCES, PLANS = "parts", "instances", "plans"
+MANIFEST, TABLE, JOURNAL = "manifest.json", "results.parquet", "rows.jsonl"
+INSTANCES, PLANS = "instances", "plans"
 INSTALL = "needs pyarrow; install it with: pip install 'heteroplace[study]'"
 
 
@@ -57,12 +57,15 @@ class Column:
     measured
         Whether it depends on the machine and the moment. All other columns are the same in every
         run, as long as no time limit cuts in.
+    added
+        Whether tables of earlier versions lack it; there it is null.
     """
 
     name: str
     kind: Kind
     meaning: str
     measured: bool = False
+    added: bool = False
 
 
 COLUMNS: tuple[Column, ...] = (
@@ -81,7 +84,7 @@ COLUMNS: tuple[Column, ...] = (
     Column("load", "number", "the knob: GPUs asked for by what scales out / free GPUs"),
     Column("gpu_types", "integer", "number of GPU types in the fleet"),
     Column("mixed_s1", "number", "share of the domains of the finest level with several GPU types"),
-    Column("affinity", "text", "the knob: one kind, or weights as in none=3,s1=2"),
+    Column("affinity", "text", "one kind, or the knob's weights as in none=3,s1=2"),
     Column("instance_digest", "text", "SHA-256 of the instance"),
     Column("nodes", "integer", "nodes"),
     Column("gpus", "integer", "GPUs in the fleet"),
@@ -125,6 +128,18 @@ COLUMNS: tuple[Column, ...] = (
         "delivering GPUs on tier high of services that do "
         "not need it: some domain of their required level has, outside tier high, nodes that "
         "can hold a shape of every one of their roles",
+    ),
+    Column(
+        "high_tier_waste_gpus_by_priority",
+        "integers",
+        "the same of the services of each class",
+        added=True,
+    ),
+    Column(
+        "high_tier_waste_gpus_by_affinity",
+        "integers",
+        "the same of the services of each affinity",
+        added=True,
     ),
     Column(
         "high_tier_avoidable_gpus",
@@ -346,6 +361,17 @@ class Results:
         """
         path = self.folder / PLANS / f"{row_key(row['instance'], row['profile'])}.json"
         return Plan.from_file(path) if path.exists() else None
+
+
+def cluster(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What instances that are not independent share: drawn alike, at several loads for one.
+
+    Parameters
+    ----------
+    row
+        With ``family``, ``size`` and ``seed``.
+    """
+    return row["family"], row["size"], row["seed"]
 
 
 def row_key(instance: str, profile: str) -> str:

@@ -1,25 +1,29 @@
-"""The folder of results: rows are appended as small whole files and put into one table at the end.
+"""The folder of results: rows go to a journal as they come, and into one table at the end.
 
-A part is written beside its place and renamed, so that it is there whole or not at all, whenever
-the process is killed. When parts pile up they are written once more as one, and only then removed:
-a row may be there twice for a moment, and is read once.
+A line of the journal is there whole or it does not count, whenever the process is killed. Once the
+table is written the journal is emptied: a row may be in both for a moment, and is read once.
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import os
+import re
 import secrets
-from collections.abc import Iterable, Sequence
+import time
+from collections.abc import Container, Iterable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING
 
 from heteroplace.compare.record import (
+    COLUMNS,
     INSTANCES,
+    JOURNAL,
     MANIFEST,
     NAMES,
-    PARTS,
     PLANS,
     TABLE,
     Manifest,
@@ -35,8 +39,11 @@ if TYPE_CHECKING:
 log = logging.getLogger("heteroplace")
 
 LOCK = ".lock"
-MOST_PARTS = 256
-SUFFIX = ".parquet"
+REQUIRED = tuple(column.name for column in COLUMNS if not column.added)
+# How often the journal is brought to the disk: what a power failure may cost, in seconds.
+SYNC = 1.0
+BLOCK = 10_000
+LEFT_OVER = re.compile(r"\.[0-9a-f]{16}\.tmp")
 
 
 class DamagedError(InputError):
@@ -60,33 +67,43 @@ class Store:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._lock: IO[str] | None = None
-        self._fresh: list[Row] = []
-        self._parts: list[Path] = []
-        self._number = 0
+        self._journal: IO[bytes] | None = None
+        self._synced = 0.0
 
     def __enter__(self) -> Store:
         try:
-            for name in (PARTS, INSTANCES, PLANS):
+            for name in (INSTANCES, PLANS):
                 (self.folder / name).mkdir(parents=True, exist_ok=True)
             self._lock = open(self.folder / LOCK, "w", encoding="utf-8")
         except OSError as error:
-            raise InputError(
-                str(self.folder), f"cannot be written to: {error.strerror}; choose another --out"
-            ) from None
+            raise _unwritable(self.folder, error) from None
         if not _locked(self._lock):
             self._lock.close()
             raise InputError(
                 str(self.folder),
                 "is written to by another run; wait for it or choose another --out",
             )
-        for left in [*self.folder.rglob(".*.tmp")]:
-            left.unlink(missing_ok=True)
-        numbers = [int(path.stem) for path in self._part_files() if path.stem.isdecimal()]
-        self._number = max(numbers, default=-1) + 1
+        try:
+            for folder in (self.folder, self.folder / INSTANCES, self.folder / PLANS):
+                for path in folder.iterdir():
+                    if LEFT_OVER.fullmatch(path.name):
+                        path.unlink(missing_ok=True)
+            self._journal = open(self.folder / JOURNAL, "a+b")
+            # Cut off what a killed run left of a line.
+            self._journal.seek(0)
+            self._journal.truncate(self._journal.read().rfind(b"\n") + 1)
+        except OSError as error:
+            self.__exit__()
+            raise _unwritable(self.folder, error) from None
         return self
 
     def __exit__(self, *_: object) -> None:
-        for name in (PARTS, INSTANCES, PLANS):
+        if self._journal is not None:
+            self._journal.close()
+            path = self.folder / JOURNAL
+            if path.exists() and not path.stat().st_size:
+                path.unlink()
+        for name in (INSTANCES, PLANS):
             with contextlib.suppress(OSError):
                 (self.folder / name).rmdir()  # Only when it is empty.
         if self._lock is not None:
@@ -105,20 +122,20 @@ class Store:
     def outcomes(self) -> dict[str, bool]:
         """Keys of all rows that are there, and whether each is without an error.
 
-        A part that cannot be read, as after a power failure, is set aside: its rows are made anew.
+        A table that cannot be read, as after a power failure, is set aside: its rows are made anew.
         """
         found: dict[str, bool] = {}
-        for path in (self.folder / TABLE, *self._part_files()):
-            if not path.exists():
-                continue
-            try:
+        path = self.folder / TABLE
+        try:
+            if path.exists():
                 columns = _read(path, ["key", "error"]).to_pydict()
-            except DamagedError as error:
-                log.warning("%s: it is set aside and its rows are made anew", error)
-                path.rename(path.with_name(path.name + ".damaged"))
-                continue
-            for key, fault in zip(columns["key"], columns["error"], strict=True):
-                found[key] = fault is None
+                for key, fault in zip(columns["key"], columns["error"], strict=True):
+                    found[key] = fault is None
+        except DamagedError as error:
+            log.warning("%s: it is set aside and its rows are made anew", error)
+            path.rename(path.with_name(path.name + ".damaged"))
+        for row in _journalled(self.folder / JOURNAL):
+            found[row["key"]] = row["error"] is None
         return found
 
     def forget(self, keys: Iterable[str]) -> None:
@@ -131,21 +148,22 @@ class Store:
         self._replace(table.filter(kept))
 
     def append(self, rows: Sequence[Row]) -> None:
-        """Add rows; they are there when this returns, whatever happens next."""
-        import pyarrow as pa
-
-        path = self._next_part()
-        _write(pa.Table.from_pylist(list(rows), schema=arrow_schema()), path)
-        self._parts.append(path)
-        self._fresh.extend(rows)
-        if len(self._parts) >= MOST_PARTS:
-            _write(pa.Table.from_pylist(self._fresh, schema=arrow_schema()), self._next_part())
-            for path in self._parts:
-                path.unlink()
-            self._parts, self._fresh = [], []
+        """Add rows; they are there when this returns, even if the process is killed then."""
+        text = "".join(json.dumps(row, separators=(",", ":")) + "\n" for row in rows)
+        if self._journal is None:
+            raise RuntimeError("the folder is not open")
+        try:
+            self._journal.write(text.encode("ascii"))
+            self._journal.flush()
+            now = time.monotonic()
+            if now - self._synced >= SYNC:
+                os.fsync(self._journal.fileno())
+                self._synced = now
+        except OSError as error:
+            raise _unwritable(self.folder / JOURNAL, error) from None
 
     def add_file(self, kind: str, name: str, text: str) -> None:
-        """Write an instance or a plan, unless it is there.
+        """Write an instance or a plan; what an earlier try left is replaced.
 
         Parameters
         ----------
@@ -156,9 +174,7 @@ class Store:
         text
             The JSON.
         """
-        path = self.folder / kind / f"{name}.json"
-        if not path.exists():
-            write_text(path, text)
+        write_text(self.folder / kind / f"{name}.json", text)
 
     def compact(self, order: Iterable[str]) -> None:
         """Put all rows into one table.
@@ -175,19 +191,8 @@ class Store:
         self._replace(table.take(pa.array([place[key] for key in order if key in place])))
 
     def _replace(self, table: pyarrow.Table) -> None:
-        old = self._part_files()
-        _write(table, self.folder / TABLE, compression="zstd")
-        for path in old:
-            path.unlink()
-        self._parts, self._fresh = [], []
-
-    def _next_part(self) -> Path:
-        path = self.folder / PARTS / f"{self._number:08d}{SUFFIX}"
-        self._number += 1
-        return path
-
-    def _part_files(self) -> list[Path]:
-        return sorted((self.folder / PARTS).glob(f"*{SUFFIX}"))
+        _write(table, self.folder / TABLE)
+        os.truncate(self.folder / JOURNAL, 0)
 
 
 def read_table(folder: Path) -> pyarrow.Table:
@@ -196,7 +201,7 @@ def read_table(folder: Path) -> pyarrow.Table:
     Parameters
     ----------
     folder
-        With a table, parts or both.
+        With a table, a journal or both.
 
     Raises
     ------
@@ -206,10 +211,14 @@ def read_table(folder: Path) -> pyarrow.Table:
     import pyarrow as pa
 
     schema = arrow_schema()
-    paths = [folder / TABLE, *sorted((folder / PARTS).glob(f"*{SUFFIX}"))]
-    tables = [
-        _read(path, list(NAMES)).select(NAMES).cast(schema) for path in paths if path.exists()
-    ]
+    # The journal first: if it is emptied meanwhile, its rows are in the table by then.
+    rows = _journalled(folder / JOURNAL)
+    tables = []
+    while block := list(islice(rows, BLOCK)):
+        tables.append(pa.Table.from_pylist(block, schema=schema))
+    path = folder / TABLE
+    if path.exists():
+        tables.insert(0, _read(path, list(NAMES)))
     table = pa.concat_tables([schema.empty_table(), *tables])
     keys = table.column("key").to_pylist()
     last = {key: number for number, key in enumerate(keys)}
@@ -218,45 +227,81 @@ def read_table(folder: Path) -> pyarrow.Table:
     return table
 
 
+def _journalled(path: Path) -> Iterator[Row]:
+    """The rows of a journal; lines that are damaged, as after a power failure, are left out."""
+    damaged = 0
+    try:
+        with open(path, "rb") as file:
+            for line in file:
+                if not line.endswith(b"\n"):
+                    break  # It is being written.
+                try:
+                    row = json.loads(line)
+                except ValueError:
+                    damaged += 1
+                    continue
+                _refuse_lacking(path, row)
+                yield row
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise InputError(str(path), f"cannot be read: {error.strerror}") from None
+    if damaged:
+        log.warning("%s: %d damaged line(s); heteroplace compare makes them anew", path, damaged)
+
+
 def _read(path: Path, columns: list[str]) -> pyarrow.Table:
+    """Columns of a table file; null where an earlier version did not have one yet."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        file = pq.ParquetFile(path)
-        lacking = [name for name in NAMES if name not in file.schema_arrow.names]
-        if not lacking:
-            return file.read(columns=columns)
+        with pq.ParquetFile(path) as file:
+            there = set(file.schema_arrow.names)
+            _refuse_lacking(path, there)
+            table = file.read(columns=[name for name in columns if name in there])
     except (OSError, pa.ArrowException) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise DamagedError(
             str(path), f"cannot be read ({reason}); heteroplace compare makes its rows anew"
         ) from None
-    raise InputError(
-        str(path),
-        f"lacks the column {lacking[0]!r}, as written by another version; run the experiment "
-        "into another folder",
-    )
+    schema = pa.schema([arrow_schema().field(name) for name in columns])
+    for name in columns:
+        if name not in there:
+            nulls = pa.nulls(table.num_rows, schema.field(name).type)
+            table = table.append_column(schema.field(name), nulls)
+    return table.select(columns).cast(schema)
 
 
-def _write(table: pyarrow.Table, path: Path, compression: str = "none") -> None:
+def _refuse_lacking(path: Path, there: Container[str]) -> None:
+    lacking = next((name for name in REQUIRED if name not in there), None)
+    if lacking is not None:
+        raise InputError(
+            str(path),
+            f"lacks the column {lacking!r}, as written by another version; run the experiment "
+            "into another folder",
+        )
+
+
+def _write(table: pyarrow.Table, path: Path) -> None:
     """Write a Parquet file that is there whole or not at all."""
     import pyarrow.parquet as pq
 
     temporary = path.with_name(f".{secrets.token_hex(8)}.tmp")
-    options: dict[str, Any] = {"compression": compression}
-    if compression == "none":
-        options |= {"use_dictionary": False, "write_statistics": False}
     try:
         with open(temporary, "xb") as file:
-            pq.write_table(table, file, **options)
+            pq.write_table(table, file, compression="zstd")
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        raise InputError(str(path), f"cannot be written: {error.strerror}") from None
+        raise _unwritable(path, error) from None
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _unwritable(path: Path, error: OSError) -> InputError:
+    return InputError(str(path), f"cannot be written to: {error.strerror}; choose another --out")
 
 
 def _locked(file: IO[str]) -> bool:

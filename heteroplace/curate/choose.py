@@ -13,7 +13,7 @@ from heteroplace.instance import Node, Noun
 from heteroplace.policy.cluster import Cluster
 from heteroplace.policy.fleet import Fleet
 from heteroplace.profile import Profile
-from heteroplace.simulate.closed import simulate
+from heteroplace.simulate.closed import simulate, tick_of
 from heteroplace.simulate.demand import Demand, Load, Noise, load
 from heteroplace.simulate.model import PoolModel, PoolModels
 from heteroplace.simulate.outcome import Outcome, ServiceSummary
@@ -176,7 +176,7 @@ def curate(
     pooled = pooled_services(alone, models, {service})[0]
     seconds = demand.end if hours is None else hours * 3600
     interval = alone.interval if interval is None else interval
-    step = tick or min(interval, 15.0)
+    step = tick_of(interval, tick)
     arriving = load({service: demand}, seconds, step)
     pressure = pressure_test(pooled, mean_mix(arriving, 0), total, headroom)
     if peak == 0:

@@ -12,6 +12,8 @@ from heteroplace.simulate.command import duration, number, percent, profile_of, 
 from heteroplace.simulate.inputs import (
     add_noise_options,
     add_trace_options,
+    is_paper_day,
+    noise_of,
     positive,
     read_demand,
     share,
@@ -23,8 +25,6 @@ if TYPE_CHECKING:
 
     from heteroplace.curate.choose import Candidate, Curation
     from heteroplace.policy.fleet import Fleet
-
-MOST_TOTAL = 10_000
 
 
 @dataclass
@@ -111,8 +111,8 @@ def _names(text: str) -> tuple[str, ...]:
 
 
 def _total(text: str) -> int:
-    if not (text.isascii() and text.isdecimal()) or not 1 <= int(text[:9]) <= MOST_TOTAL:
-        raise argparse.ArgumentTypeError(f"must be from 1 to {MOST_TOTAL}, got {text[:40]!r}")
+    if not (text.isascii() and text.isdecimal() and len(text) <= 9):
+        raise argparse.ArgumentTypeError(f"must be a whole number, got {text[:40]!r}")
     return int(text)
 
 
@@ -133,7 +133,6 @@ def run(arguments: argparse.Namespace) -> Shown:
     from heteroplace.curate.fragment import fragment
     from heteroplace.files import write_text
     from heteroplace.policy.cluster import Cluster
-    from heteroplace.simulate.demand import Noise
     from heteroplace.simulate.model import PoolModels
     from heteroplace.simulate.policies import POLICIES
 
@@ -144,7 +143,7 @@ def run(arguments: argparse.Namespace) -> Shown:
     if len(demands) > 1:
         raise InputError("--trace", f"gives {len(demands)} services a demand; curate one at a time")
     service, demand = next(iter(demands.items()))
-    sized = arguments.peak or not arguments.trace[0].startswith("paper-day")
+    sized = bool(arguments.peak) or not is_paper_day(arguments.trace[0], fleet)
     with progress("curate") as tell:
         curation, chosen = curate(
             fleet,
@@ -161,7 +160,7 @@ def run(arguments: argparse.Namespace) -> Shown:
             hours=arguments.hours,
             interval=arguments.interval,
             tick=arguments.tick,
-            noise=Noise(dispersion=arguments.dispersion, wander=arguments.wander),
+            noise=noise_of(arguments),
             seed=arguments.seed,
             profile=profile_of(arguments),
             progress=tell,

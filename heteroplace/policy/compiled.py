@@ -16,7 +16,7 @@ from heteroplace.policy.fleet_faults import (
 from heteroplace.policy.ratio import Ratios
 from heteroplace.policy.schedule import Timetable, time_zone
 from heteroplace.policy.signals import Signal
-from heteroplace.policy.words import number, ratio
+from heteroplace.policy.words import number, percent, ratio
 
 if TYPE_CHECKING:
     from heteroplace.policy.fleet import Fleet, FleetService
@@ -59,13 +59,13 @@ class Period:
         Role -> instances; null when it asks for none.
     ratios
         The service's ratios with the entry's target; null when it has none of its own.
-    cron
-        The expression, for people.
+    words
+        How a sentence names the entry.
     """
 
     counts: dict[str, int] | None
     ratios: Ratios | None
-    cron: str
+    words: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,14 +80,11 @@ class Clockwork:
         Which entry is in force.
     periods
         The entries, in the timetable's order.
-    zone
-        Name of the time zone, for people.
     """
 
     fixed: bool
     timetable: Timetable
     periods: tuple[Period, ...]
-    zone: str
 
 
 @dataclass(slots=True)
@@ -117,9 +114,8 @@ class CompiledService:
     signals
         The signals that must be good for a scale-in, by name.
     watched
-        (Name, highest possible value) of each of them.
-    calm
-        (Name, highest value at which no layer and no objective has a say) of each of them.
+        (Name, highest value at which no layer and no objective has a say, highest possible value)
+        of each of them.
     primary
         The signal of the primary policy; null when it is periodic.
     kind
@@ -138,6 +134,8 @@ class CompiledService:
         Names of the throughput signals; where one is 0, latencies have no reading.
     contradictions
         Throughput -> utilization of the same role that cannot be high when it is 0.
+    target_text, ratio_text, within_out, within_in
+        Parts of the decisions' sentences: target, ratio, and that the hysteresis holds.
     """
 
     config: FleetService
@@ -153,8 +151,7 @@ class CompiledService:
     equivalents: dict[str, dict[str, Fraction]]
     gpus: dict[str, dict[str, int]]
     signals: dict[str, Signal]
-    watched: tuple[tuple[str, float], ...]
-    calm: tuple[tuple[str, float], ...]
+    watched: tuple[tuple[str, float, float], ...]
     primary: Signal | None
     kind: str
     target: float
@@ -166,6 +163,8 @@ class CompiledService:
     contradictions: tuple[tuple[Signal, Signal], ...]
     target_text: str
     ratio_text: str
+    within_out: str
+    within_in: str
     _targets: dict[tuple[int, ...], dict[str, Fraction]] = field(default_factory=dict)
     _settled: dict[tuple[int, ...], bool] = field(default_factory=dict)
 
@@ -213,8 +212,8 @@ def compile_service(fleet: Fleet, service: FleetService) -> CompiledService:
     needed = [signal] if signal else []
     needed += [each.signal for each in layers] + [each for each, _ in slos]
     signals = {each.name: each for each in needed}
-    watched = {each.name: 1.0 if each.kind == "utilization" else HIGHEST for each in needed}
-    calm = dict(watched)
+    highest = {each.name: 1.0 if each.kind == "utilization" else HIGHEST for each in needed}
+    calm = dict(highest)
     for each in layers:
         calm[each.signal.name] = min(
             calm[each.signal.name], each.raises[-1][0] * (1 - 1e-9), each.no_scale_in_above
@@ -241,8 +240,7 @@ def compile_service(fleet: Fleet, service: FleetService) -> CompiledService:
         },
         gpus={role: _gpus(shapes[role][0].pod_list) for role in roles},
         signals=signals,
-        watched=tuple(watched.items()),
-        calm=tuple(calm.items()),
+        watched=tuple((name, calm[name], most) for name, most in highest.items()),
         primary=signal,
         kind=primary.kind,
         target=target,
@@ -253,6 +251,8 @@ def compile_service(fleet: Fleet, service: FleetService) -> CompiledService:
         idle=tuple(each.name for each in fleet.signal.values() if each.kind == "throughput"),
         contradictions=_contradictions(fleet),
         target_text=number(target),
+        within_out=f"; within {percent(service.stability.theta_out)} nothing changes",
+        within_in=f"; within {percent(service.stability.theta_in)} nothing changes",
         ratio_text="" if tie is None else f"ratio {ratio(tie.target)}",
     )
 
@@ -304,11 +304,10 @@ def _schedule(fixed: bool, zone: str, entries: tuple[Entry, ...], ratios: Ratios
             Period(
                 counts=entry_counts(ratios, each),
                 ratios=None if each.ratio is None else ratios.with_target(each.ratio),
-                cron=each.cron,
+                words=f"the schedule {each.cron!r} ({zone})",
             )
             for each in entries
         ),
-        zone=zone,
     )
 
 

@@ -16,10 +16,11 @@ from heteroplace.policy.fleet import Fleet
 from heteroplace.policy.judge import judge
 from heteroplace.policy.maintenance import maintain
 from heteroplace.policy.move import move
+from heteroplace.policy.need import SLACK
 from heteroplace.policy.observation import observe_withdrawn
 from heteroplace.policy.observed import Observed, RoleObserved
 from heteroplace.policy.readings import Problem, Snapshot
-from heteroplace.policy.registration import held
+from heteroplace.policy.registration import gate
 from heteroplace.policy.state import FleetState, ServiceState
 from heteroplace.policy.timers import rebased
 from heteroplace.policy.words import counts as counted
@@ -109,8 +110,11 @@ def _step(
     note = f"; the clock went back by {spoken(back)}, timers keep what had passed" if back else ""
     decisions, services = [], {}
     for work in works:
+        last = state.services.get(work.service.name)
+        if last is not None and last.degraded and not work.degraded:
+            work.degraded = _still_leaving(work)
         decisions.append(_decision(work, note))
-        services[work.service.name] = _remembered(work, state.services.get(work.service.name))
+        services[work.service.name] = _remembered(work, last)
     return Step(tuple(decisions), FleetState(at=now).model_copy(update={"services": services}))
 
 
@@ -164,7 +168,6 @@ def _work(
         last_out=None if remembered is None else remembered.last_out,
         last_in=None if remembered is None else remembered.last_in,
         ratios=service.ratios,
-        window=service.window,
         withdrawn=() if remembered is None else remembered.withdrawn,
         returns=0 if remembered is None else remembered.returns,
         last_return=None if remembered is None else remembered.last_return,
@@ -176,7 +179,7 @@ def _work(
         if work.action == "hold":
             maintain(work)
     if waiting:
-        work.held = held(service, running)
+        gate(work, running, None if remembered is None else remembered.held_since)
     return work
 
 
@@ -185,9 +188,19 @@ def _before(
 ) -> dict[str, int]:
     """Counts that the targets asked for; what runs, where nothing is remembered."""
     counts = {} if remembered is None else remembered.counts
-    if counts.keys() == present.keys():
+    if tuple(counts) == service.roles:
         return counts
     return {role: counts.get(role, math.ceil(present[role] - 1e-9)) for role in service.roles}
+
+
+def _still_leaving(work: Work) -> bool:
+    """Whether instances run that a degradation took from the counts, and nothing else moved them.
+
+    The placement may take several cycles to let them go.
+    """
+    return work.counts == work.before and any(
+        work.running[role] > count + SLACK for role, count in work.counts.items()
+    )
 
 
 def _decision(work: Work, note: str) -> Decision:
@@ -206,7 +219,7 @@ def _decision(work: Work, note: str) -> Decision:
             "driver": work.driver,
             "reason": "; ".join(words) + note,
             "held": work.held,
-            "window": work.window,
+            "window": 0.0 if work.degraded else work.service.window,
             "terminate": work.terminate,
             "restore": work.restore,
             "age": age,
@@ -227,7 +240,9 @@ def _remembered(work: Work, last: ServiceState | None) -> ServiceState:
             "withdrawn": work.withdrawn,
             "returns": work.returns,
             "last_return": work.last_return,
+            "degraded": work.degraded,
             "held": work.held,
+            "held_since": work.held_since,
         },
         _STATE,
     )

@@ -12,6 +12,8 @@ from heteroplace.policy.words import joined
 from heteroplace.policy.work import Work
 
 Gpus = dict[str, int]
+Donors = dict[str, list[Work]]
+"""GPU type -> services that may give some up, the lowest priority last."""
 
 
 def degrade(
@@ -52,6 +54,10 @@ def degrade(
             if freed:
                 _add(pool, work.service.gpus[role], freed)
     order = sorted(works, key=lambda work: -work.service.config.priority)
+    donors: Donors = {}
+    for work in order:
+        for gpu_type in {each for gpus in work.service.gpus.values() for each in gpus}:
+            donors.setdefault(gpu_type, []).append(work)
     claimed: dict[str, int] = {}
     for work in order:
         if not _asks(work):
@@ -59,9 +65,10 @@ def degrade(
         need = _need(work)
         priority = work.service.config.priority
         short = _short(need, pool)
-        if short:
-            _shrink_others(work, short, order, pool)
-            short = _short(need, pool)
+        for gpu_type in short:
+            missing = _short(need, pool).get(gpu_type, 0)
+            _shrink_others(work, gpu_type, missing, donors, pool)
+        short = _short(need, pool)
         if short and any(claimed.get(gpu_type, priority) > priority for gpu_type in short):
             _hold_back(work, short)
             need = _need(work)
@@ -101,38 +108,41 @@ def _add(total: Gpus, gpus: Mapping[str, int], times: int) -> None:
         total[gpu_type] = total.get(gpu_type, 0) + each * times
 
 
-def _shrink_others(work: Work, short: Gpus, order: Sequence[Work], pool: Gpus) -> None:
-    """Shrink services of lower priority, the lowest first, until the shortage is covered."""
-    left = dict(short)
-    for other in reversed(order):
-        if other.service.config.priority >= work.service.config.priority or not left:
-            return
-        uses = {gpu_type for gpus in other.service.gpus.values() for gpu_type in gpus}
-        if not uses & left.keys():
-            continue
-        counts, freed = _shrunk(other, left)
-        if not freed:
-            continue
-        missing = joined(f"{gpus} {gpu_type}" for gpu_type, gpus in left.items())
-        other.words.append(
-            f"{work.service.name} has priority {work.service.config.priority} over "
-            f"{other.service.config.priority} and lacks {missing} GPUs, so {counted(counts)} stay"
-        )
-        other.counts, other.driver = counts, "degradation"
-        if counts == other.before:
-            other.action = "hold"
-        elif any(each < other.before[role] for role, each in counts.items()):
-            other.action, other.window = "in", 0.0
-        other.withdrawn, other.restore = (*other.withdrawn, *other.restore), ()
-        for gpu_type, gpus in freed.items():
-            pool[gpu_type] = pool.get(gpu_type, 0) + gpus
-            if gpu_type in left:
-                left[gpu_type] -= gpus
-                if left[gpu_type] <= 0:
-                    del left[gpu_type]
+def _shrink_others(work: Work, gpu_type: str, missing: int, donors: Donors, pool: Gpus) -> None:
+    """Shrink services of lower priority, the lowest first, until enough GPUs of a type are free.
+
+    A service that cannot give enough has nothing of the type left, so it is asked no more in this
+    step.
+    """
+    others, priority = donors.get(gpu_type, []), work.service.config.priority
+    while missing > 0 and others and others[-1].service.config.priority < priority:
+        other = others[-1]
+        counts, freed = _shrunk(other, gpu_type, missing)
+        if freed:
+            other.words.append(
+                f"{work.service.name} has priority {priority} over "
+                f"{other.service.config.priority} and lacks {missing} {gpu_type} GPUs, so "
+                f"{counted(counts)} stay"
+            )
+            _take(other, counts)
+            for each, gpus in freed.items():
+                pool[each] = pool.get(each, 0) + gpus
+            missing -= freed.get(gpu_type, 0)
+        if missing > 0:
+            others.pop()
 
 
-def _shrunk(work: Work, short: Gpus) -> tuple[dict[str, int], Gpus]:
+def _take(work: Work, counts: dict[str, int]) -> None:
+    """Set the counts that a degradation leaves."""
+    work.counts, work.driver = counts, "degradation"
+    if counts == work.before:
+        work.action = "hold"
+    elif any(each < work.before[role] for role, each in counts.items()):
+        work.action, work.degraded = "in", True
+    work.withdrawn, work.restore = (*work.withdrawn, *work.restore), ()
+
+
+def _shrunk(work: Work, gpu_type: str, missing: int) -> tuple[dict[str, int], Gpus]:
     """The largest counts that free enough, or as much as the minimum lets; and what that frees."""
     driver, ratios = work.service.driver, work.ratios
     best: tuple[dict[str, int], Gpus] = (work.counts, {})
@@ -149,10 +159,9 @@ def _shrunk(work: Work, short: Gpus) -> tuple[dict[str, int], Gpus]:
             gone = start[role] - each
             if gone > 0:
                 _add(freed, work.service.gpus[role], gone)
-        useful = sum(min(freed.get(gpu_type, 0), gpus) for gpu_type, gpus in short.items())
-        if useful > sum(min(best[1].get(gpu_type, 0), gpus) for gpu_type, gpus in short.items()):
+        if freed.get(gpu_type, 0) > best[1].get(gpu_type, 0):
             best = counts, freed
-        if all(freed.get(gpu_type, 0) >= gpus for gpu_type, gpus in short.items()):
+        if freed.get(gpu_type, 0) >= missing:
             break
     return best
 

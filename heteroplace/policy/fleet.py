@@ -219,9 +219,11 @@ class Fleet(Noun):
     @classmethod
     def _with_defaults(cls, data: Any) -> Any:
         """Give every service the defaults it does not override."""
-        if not isinstance(data, Mapping) or not isinstance(data.get("defaults"), Mapping):
+        if not isinstance(data, Mapping):
             return data
-        defaults = data["defaults"]
+        defaults = _given(data.get("defaults"))
+        if not isinstance(defaults, Mapping):
+            return data
         try:
             validated(lambda: Defaults.model_validate(defaults), "defaults")
         except InputError as error:
@@ -230,9 +232,8 @@ class Fleet(Noun):
         services = data.get("services")
         if not isinstance(services, list | tuple):
             return data
-        merged = [
-            _merged(defaults, each) if isinstance(each, Mapping) else each for each in services
-        ]
+        plain = [_given(each) for each in services]
+        merged = [_merged(defaults, each) if isinstance(each, Mapping) else each for each in plain]
         return {**data, "services": merged}
 
     @model_validator(mode="after")
@@ -315,7 +316,8 @@ class Fleet(Noun):
 
     def to_json(self, indent: int | None = 1) -> str:
         """Write the fleet as JSON that :meth:`from_json` reads back to an equal fleet."""
-        return self.model_dump_json(by_alias=True, exclude_defaults=True, indent=indent)
+        # A service may set what is this project's default against another default of the fleet.
+        return self.model_dump_json(by_alias=True, exclude_unset=True, indent=indent)
 
     @cached_property
     def digest(self) -> str:
@@ -366,6 +368,11 @@ def _no_constant(name: str) -> None:
     raise ValueError(f"{name} is not a number of JSON")
 
 
+def _given(data: Any) -> Any:
+    """What was given of a model, as plain data; other data as it is."""
+    return data.model_dump(by_alias=True, exclude_unset=True) if isinstance(data, Noun) else data
+
+
 def _merged(defaults: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
     """The service's settings over the defaults, field by field."""
     merged = dict(own)
@@ -393,6 +400,6 @@ def _with_models(data: Any, folder: str | os.PathLike[str] | None) -> Any:
     path = Path(folder or ".") / data["models"]
     try:
         found = [each for each in load_models(path) if each.name in wanted]
-    except InputError as error:
-        raise InputError("models", str(error)) from None
+    except (InputError, OSError, ValueError) as error:
+        raise InputError("models", str(error)[:300]) from None
     return {**data, "served": [*served, *(each.model_dump(mode="json") for each in found)]}

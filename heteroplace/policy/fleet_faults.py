@@ -9,6 +9,7 @@ from heteroplace.errors import InputError
 from heteroplace.instance import Pod, Shape
 from heteroplace.models import same_gpu
 from heteroplace.policy.control import Entry, Feedback, Periodic, Throughput, Utilization
+from heteroplace.policy.duration import spoken
 from heteroplace.policy.ratio import Ratios, Tie
 from heteroplace.policy.signals import STANDARD, SignalKind
 
@@ -64,13 +65,21 @@ def _service_faults(path: str, fleet: Fleet, service: FleetService) -> Iterator[
         )
         return
     yield from _policy_faults(f"{path}.policy", fleet, service, ratios)
-    for name in service.soft_scale_in.limits:
+    for name, limit in service.soft_scale_in.limits.items():
         signal = fleet.signal.get(name)
         where = f"{path}.soft_scale_in.limits"
         if signal is None:
             yield where, _unknown("signal", name, fleet.signal)
         elif signal.kind == "throughput":
             yield where, f"{name!r} is a throughput; name a latency or a utilization"
+        elif signal.kind == "utilization" and limit > 1:
+            yield where, f"{name!r} is a share of 0 to 1, not {limit:g}; divide percentages by 100"
+    soft = service.soft_scale_in
+    if soft.max_backoff < soft.backoff:
+        yield (
+            f"{path}.soft_scale_in.max_backoff",
+            f"{spoken(soft.max_backoff)} is less than backoff {spoken(soft.backoff)}; raise it",
+        )
 
 
 def _ratio_faults(path: str, service: FleetService) -> Iterator[Fault]:

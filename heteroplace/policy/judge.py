@@ -67,11 +67,7 @@ def judge(
     explain
         Gives what a source says about (service, signal) without a reading, or nothing.
     """
-    from_, until = now - service.max_age, now + service.max_ahead
-    oldest = _oldest(service.calm, readings, from_, until)
-    calm = oldest is not None
-    if not calm:
-        oldest = _oldest(service.watched, readings, from_, until)
+    oldest, calm = _oldest(service, readings, now)
     if oldest is None:
         judged = _sorted_out(service, readings, now, explain)
     else:
@@ -81,24 +77,24 @@ def judge(
 
 
 def _oldest(
-    limits: tuple[tuple[str, float], ...],
-    readings: Mapping[str, Reading],
-    from_: float,
-    until: float,
-) -> float | None:
-    """Time of the oldest reading; null when one is missing or outside its limits."""
-    oldest = until
-    for name, highest in limits:
+    service: CompiledService, readings: Mapping[str, Reading], now: float
+) -> tuple[float | None, bool]:
+    """Time of the oldest reading, null when one is not good; and whether all are calm."""
+    from_, until = now - service.max_age, now + service.max_ahead
+    oldest, calm = until, True
+    for name, quiet, highest in service.watched:
         reading = readings.get(name)
         if reading is None:
-            return None
-        at = reading.at
+            return None, False
+        value, at = reading.value, reading.at
         # Not a number fails every comparison.
-        if not (0.0 <= reading.value <= highest and from_ <= at <= until):
-            return None
+        if not (0.0 <= value <= highest and from_ <= at <= until):
+            return None, False
+        if value > quiet:
+            calm = False
         if at < oldest:
             oldest = at
-    return oldest
+    return oldest, calm
 
 
 def fault(

@@ -25,8 +25,8 @@ def move(work: Work) -> None:
             continue
         if clockwork.fixed:
             fixed = (clockwork, period)
-        elif floor is None or _driven(work, period) > _driven(work, floor[1]):
-            floor = (clockwork, period)
+        elif floor is None or _driven(work, period) > _driven(work, floor):
+            floor = period
     work.fixed = fixed is not None
     if work.service.primary is None:
         _by_clock(work, fixed)
@@ -47,11 +47,7 @@ def _driven(work: Work, period: Period) -> int:
     return period.counts[work.service.driver]
 
 
-def _since(clockwork: Clockwork, period: Period) -> str:
-    return f"the schedule {period.cron!r} ({clockwork.zone})"
-
-
-def _by_signals(work: Work, floor: tuple[Clockwork, Period] | None) -> None:
+def _by_signals(work: Work, floor: Period | None) -> None:
     role = work.service.driver
     now_count = work.before[role]
     ask = with_layers(work, primary_ask(work))
@@ -60,9 +56,9 @@ def _by_signals(work: Work, floor: tuple[Clockwork, Period] | None) -> None:
         work.words.append(ask.why)
     _faults_said(work)
     least, least_why = work.service.least, "the limits ask"
-    if floor is not None and _driven(work, floor[1]) >= least:
-        least, least_why = _driven(work, floor[1]), f"{_since(*floor)} asks"
-        work.floor = floor[1].counts
+    if floor is not None and _driven(work, floor) >= least:
+        least, least_why = _driven(work, floor), f"{floor.words} asks"
+        work.floor = floor.counts
     if now_count < least:
         # What the clock or the limits ask for is planned: no cooldown, damping or step limit.
         work.driver = "limits" if work.floor is None else "schedule"
@@ -191,7 +187,7 @@ def _fixed(work: Work, clockwork: Clockwork, period: Period) -> None:
     assert period.counts is not None
     wanted, before = period.counts, work.before
     work.driver = "schedule"
-    work.words.append(f"{_since(clockwork, period)} asks for {counted(wanted)}")
+    work.words.append(f"{period.words} asks for {counted(wanted)}")
     if wanted == before:
         return
     if any(wanted[role] < count for role, count in before.items()):
@@ -219,6 +215,8 @@ def _accept(work: Work, counts: dict[str, int], action: str) -> None:
         work.words.append(f"{what} back from observation")
         counts = _at_least(work.ratios, work.service.driver, counts, base)
         work.restore, work.withdrawn = work.withdrawn, ()
+        if any(work.driver == layer.signal.name for layer in work.service.layers):
+            work.returns, work.last_return = work.returns + 1, work.now
     work.action = "out" if action == "out" else "in"
     work.counts = counts
     if len(counts) == 1:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from heteroplace.policy.compiled import Layer
+from heteroplace.policy.compiled import HIGHEST, Layer
 from heteroplace.policy.readings import Reading
 from heteroplace.policy.words import number, percent
 from heteroplace.policy.work import Work
@@ -57,12 +57,12 @@ def _proportional(work: Work, reading: Reading) -> Ask:
     assert signal is not None
     now_count, serving = work.before[role], work.serving
     if service.kind == "throughput":
-        need = reading.value / service.target
+        need = min(reading.value / service.target, HIGHEST)
         whole = math.ceil(need - SLACK)
         why = f"{signal.label} of {number(reading.value)} {signal.unit} needs "
         end = f" at {service.target_text} each; "
     else:
-        need = serving * reading.value / service.target
+        need = min(serving * reading.value / service.target, HIGHEST)
         whole = math.ceil(need - SLACK)
         why = f"{signal.label} of {percent(reading.value)} on {number(serving)} serving needs "
         end = f" for {percent(service.target)}; "
@@ -84,8 +84,8 @@ def _proportional(work: Work, reading: Reading) -> Ask:
         damped = now_count - stability.damping * (now_count - need)
         count = max(whole, min(math.ceil(damped - SLACK), now_count - 1))
         return Ask(count, signal.name, why + _damped(count, whole), whole)
-    theta = stability.theta_out if need > now_count else stability.theta_in
-    return Ask(now_count, signal.name, f"{why}; within {percent(theta)} nothing changes", whole)
+    within = service.within_out if need > now_count else service.within_in
+    return Ask(now_count, signal.name, why + within, whole)
 
 
 def _damped(count: int, whole: int) -> str:
@@ -161,11 +161,9 @@ def with_layers(work: Work, ask: Ask) -> Ask:
     awaited: tuple[Layer, Reading] | None = None
     for layer in work.service.layers:
         reading = good.get(layer.signal.name)
-        if reading is None:
+        if reading is None or reading.value < layer.raises[-1][0]:
             continue
         change = raising(layer, reading.value)
-        if not change:
-            continue
         if reading.at <= last_action:
             awaited = awaited or (layer, reading)
         elif top is None or change > top[0]:

@@ -7,7 +7,40 @@ from collections.abc import Mapping
 from fractions import Fraction
 
 from heteroplace.policy.compiled import CompiledService
+from heteroplace.policy.duration import spoken
 from heteroplace.policy.observed import RoleObserved
+from heteroplace.policy.words import instances, joined
+from heteroplace.policy.work import Work
+
+
+def gate(work: Work, running: Mapping[str, RoleObserved], since: float | None) -> None:
+    """Hold back what :func:`held` says, for as long as the configuration lets the gate.
+
+    Parameters
+    ----------
+    work
+        The service; changed in place.
+    running
+        What runs of each role.
+    since
+        When the gate began to hold instances back, in Unix seconds; null when it does not.
+    """
+    waiting = held(work.service, running)
+    if not waiting:
+        return
+    work.held_since = work.now if since is None else since
+    count = sum(waiting.values())
+    what = joined(instances(each, role) for role, each in waiting.items())
+    waited, longest = work.now - work.held_since, work.service.config.registration.max_wait
+    if waited < longest:
+        work.held = waiting
+        verb = "waits" if count == 1 else "wait"
+        work.words.append(f"{what} {verb} to register until the ratio allows it")
+    else:
+        work.words.append(
+            f"{what} may register although the ratio does not allow it, for it has not allowed it "
+            f"for {spoken(waited)}"
+        )
 
 
 def held(service: CompiledService, running: Mapping[str, RoleObserved]) -> dict[str, int]:

@@ -115,10 +115,13 @@ class Registration(Noun):
         Whether they wait at all.
     tolerance
         How far beyond its band, as a share, the ratio of serving instances may be.
+    max_wait
+        Longest that the gate holds instances back while the other role does not catch up.
     """
 
     gate: bool = True
     tolerance: Tolerance = 0.1
+    max_wait: Duration = 1800.0
 
 
 class Maintenance(Noun):

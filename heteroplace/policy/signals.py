@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from functools import cached_property
 from types import MappingProxyType
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 from heteroplace.instance import Name, Noun
 
 SignalKind = Literal["throughput", "utilization", "latency"]
+Words = Annotated[str, Field(max_length=256, strict=True)]
 
 
 class Signal(Noun):
@@ -33,8 +36,8 @@ class Signal(Noun):
     name: Name
     kind: SignalKind
     role: Name | None = None
-    unit: str = ""
-    title: str = ""
+    unit: Words = ""
+    title: Words = ""
 
     @cached_property
     def label(self) -> str:

@@ -52,8 +52,10 @@ class ServiceState(Noun):
         Instances under observation.
     returns, last_return
         How often in a row a broken objective brought instances back, and the last such time.
-    held
-        Role -> ready instances whose registration waits.
+    degraded
+        Whether instances that a degradation took from the counts still run.
+    held, held_since
+        Role -> ready instances whose registration waits, and since when there are such.
     """
 
     counts: dict[Name, Count]
@@ -63,7 +65,9 @@ class ServiceState(Noun):
     withdrawn: tuple[Withdrawn, ...] = ()
     returns: Count = 0
     last_return: Moment | None = None
+    degraded: bool = False
     held: dict[Name, Count] = Field(default_factory=dict)
+    held_since: Moment | None = None
 
 
 class FleetState(Noun):

@@ -45,6 +45,7 @@ def _moved(service: ServiceState, back: float) -> ServiceState:
             "last_in": earlier(service.last_in),
             "last_good": earlier(service.last_good),
             "last_return": earlier(service.last_return),
+            "held_since": earlier(service.held_since),
             "withdrawn": tuple(
                 each.model_copy(update={"since": each.since - back, "until": each.until - back})
                 for each in service.withdrawn

@@ -50,10 +50,12 @@ class Work:
         Whether a schedule sets the counts.
     floor
         Role -> least instances by a schedule; null when there is no such.
-    window
-        Observation window of what this step removes, in seconds.
+    degraded
+        Whether what leaves makes room for services of higher priority.
     held
         Role -> instances whose registration waits.
+    held_since
+        When the registration gate began to hold instances back.
     """
 
     service: CompiledService
@@ -66,7 +68,6 @@ class Work:
     last_out: float | None
     last_in: float | None
     ratios: Ratios
-    window: float
     returns: int = 0
     last_return: float | None = None
     fixed: bool = False
@@ -77,7 +78,9 @@ class Work:
     words: list[str] = field(default_factory=list)
     terminate: tuple[Withdrawn, ...] = ()
     restore: tuple[Withdrawn, ...] = ()
+    degraded: bool = False
     held: dict[str, int] = field(default_factory=dict)
+    held_since: float | None = None
 
     @property
     def last_action(self) -> float:

@@ -195,8 +195,10 @@ def _findings(study: Study, found: Sequence[Finding]) -> str:
         f'<h2 id="h-findings">Findings</h2><dl class="tiles">{tiles}</dl>'
         f"<p>{escape(basis(study))}</p>"
         f'<ul class="findings">{items}</ul>'
-        '<p class="soft small">Every interval is at 95 %, from resampling the instances '
-        "(bootstrap, fixed seed). It speaks of instances like these, not of every fleet.</p>"
+        '<p class="soft small">Every interval is at 95 %, from resampling the seeds (bootstrap), '
+        "with all instances of a family, size and seed together. "
+        "It speaks of instances like these, "
+        "not of every fleet.</p>"
         "</section>"
     )
 

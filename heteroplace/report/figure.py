@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from heteroplace.compare.statistics import Interval, bootstrap, ratio_of_means
+from heteroplace.compare.statistics import Interval, ratio_of_means
 from heteroplace.report.charts import Panel
 from heteroplace.report.table import Table
 from heteroplace.report.words import number
@@ -55,20 +55,25 @@ class Figure:
     table: Table
 
 
-def share(numerators: Sequence[float], denominators: Sequence[float]) -> Interval | None:
-    """Ratio of two sums over instances with its interval; null when the second is 0."""
+def share(
+    numerators: Sequence[float], denominators: Sequence[float], clusters: Sequence[Hashable]
+) -> Interval | None:
+    """Ratio of two sums over instances with its interval; null when the second is 0.
+
+    Instances of one cluster are drawn together.
+    """
     if not numerators or sum(denominators) <= 0:
         return None
-    return ratio_of_means(numerators, denominators, resamples=RESAMPLES)
+    return ratio_of_means(numerators, denominators, clusters=clusters, resamples=RESAMPLES)
 
 
-def average(values: Sequence[float]) -> Interval | None:
+def average(values: Sequence[float], clusters: Sequence[Hashable]) -> Interval | None:
     """Mean over instances with its interval; null when there is none."""
-    return bootstrap(values, resamples=RESAMPLES) if len(values) else None
+    return share(values, [1.0] * len(values), clusters)
 
 
 def ends(interval: Interval) -> tuple[float | None, float | None]:
-    """Both ends of an interval; null where one observation says nothing of the spread."""
+    """Both ends of an interval; null where a single seed says nothing of the spread."""
     low, high = interval.low, interval.high
     return (low if math.isfinite(low) else None, high if math.isfinite(high) else None)
 
@@ -77,7 +82,7 @@ def certainty(interval: Interval, scale: float = 1.0, unit: str = "") -> str:
     """Write the interval as words in brackets; nothing when there is none."""
     low, high = ends(interval)
     if low is None or high is None:
-        return "(one instance, no interval)"
+        return "(one seed, no interval)"
     level = number(100 * interval.confidence)
     return f"({level} % interval {number(scale * low)} to {number(scale * high)}{unit})"
 

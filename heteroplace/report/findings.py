@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -139,7 +139,8 @@ def _unmet(study: Study) -> Iterator[Finding]:
     if found is None:
         return
     left, right, more = found
-    per_instance = average(measured(study.pairs, unmet, "difference")[0])
+    amounts, _, clusters = measured(study.pairs, unmet, "difference")
+    per_instance = average(amounts, clusters)
     bound = _bound(study)
     beyond = (
         ""
@@ -161,7 +162,7 @@ def _unmet(study: Study) -> Iterator[Finding]:
         yield Finding("unmet", text, values)
         return
     gpus = f"; {number(per_instance.estimate)} GPUs per instance" if per_instance else ""
-    if more.estimate == 0 and not any(measured(study.pairs, unmet, "difference")[0]):
+    if not any(amounts):
         text = (
             f"{study.left} leaves as much unmet as {_right(study)} on every instance: "
             f"{percent(left.estimate)} of the GPUs asked for.{beyond}"
@@ -227,21 +228,25 @@ def _where(study: Study) -> Iterator[Finding]:
 def _priority(study: Study) -> Iterator[Finding]:
     if study.single:
         return
-    top: tuple[list[float], list[float]] = ([], [])
-    classes: dict[int, tuple[list[float], list[float]]] = {}
+    more: list[float] = []
+    asked_for: list[float] = []
+    clusters: list[Hashable] = []
+    classes: dict[int, tuple[float, float]] = {}
     for pair in study.pairs:
-        mine, its = (row["unmet_gpus_by_priority"] or () for row in (pair.left, pair.right))
-        asked, levels = pair.left["target_gpus_by_priority"] or (), pair.left["priorities"] or ()
+        mine, its = (row["unmet_gpus_by_priority"] or [] for row in (pair.left, pair.right))
+        asked, levels = pair.left["target_gpus_by_priority"] or [], pair.left["priorities"] or []
         if len(levels) < 2:
             continue
+        more.append(mine[0] - its[0])
+        asked_for.append(asked[0])
+        clusters.append(pair.cluster)
         for place, level in enumerate(levels):
-            for kept in (classes.setdefault(level, ([], [])), *([top] if place == 0 else ())):
-                kept[0].append(mine[place] - its[place])
-                kept[1].append(asked[place])
-    first = share(*top)
+            amount, total = classes.get(level, (0.0, 0.0))
+            classes[level] = amount + mine[place] - its[place], total + asked[place]
+    first = share(more, asked_for, clusters)
     if first is None:
         return
-    if any(top[0]):
+    if any(more):
         text = (
             f"In the most important priority class of each instance {study.left} leaves "
             f"{in_points(first)} unmet than {_right(study)}{_doubt(first)}."
@@ -253,9 +258,9 @@ def _priority(study: Study) -> Iterator[Finding]:
         )
     values = _interval("difference", first)
     parts = []
-    for level, (amounts, totals) in sorted(classes.items(), reverse=True)[:MOST_GROUPS]:
-        if sum(totals):
-            values[f"difference_in_class_{level}"] = difference = sum(amounts) / sum(totals)
+    for level, (amount, total) in sorted(classes.items(), reverse=True)[:MOST_GROUPS]:
+        if total:
+            values[f"difference_in_class_{level}"] = difference = amount / total
             parts.append(f"{number(100 * difference)} in class {level}")
     text += f" By class, in points: {listed(parts, MOST_GROUPS)}."
     yield Finding("unmet_by_priority", text, values)
@@ -268,7 +273,6 @@ def _order(study: Study) -> Iterator[Finding]:
     counts = lexicographic_counts(
         [[step.value for step in steps(pair.left)] for pair in pairs],
         [[step.value for step in steps(pair.right)] for pair in pairs],
-        1e-6,
     )
     yield Finding(
         "order",
@@ -332,6 +336,7 @@ def _cost(study: Study) -> Iterator[Finding]:
     more = share(
         [float(pair.left["cost"] - pair.right["cost"]) for pair in equal],
         [float(pair.right["cost"]) for pair in equal],
+        [pair.cluster for pair in equal],
     )
     if more is None:
         return

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from heteroplace.compare.record import Row
+from heteroplace.compare.record import Row, cluster
 from heteroplace.compare.statistics import (
     Interval,
     PerformanceProfile,
@@ -343,7 +343,8 @@ def _by_deadline(rows: Iterable[Row], profile: str) -> dict[float, list[tuple[Ro
 def _moment(
     profile: str, deadline: float, rows: Sequence[tuple[Row, int]], best: dict[str, Row]
 ) -> _Moment:
-    amounts, totals, at_best, proven = [], [], [], []
+    amounts, totals, asking = [], [], []
+    at_best, proven, clusters = [], [], []
     for row, place in rows:
         names = row["step_names"] or ()
         values = (row["anytime_values"] or [])[place : place + 1]
@@ -355,19 +356,21 @@ def _moment(
                 sum(v for n, v in zip(names, values[0], strict=True) if n.startswith("unmet"))
             )
             totals.append(float(row["target_gpus"]))
+            asking.append(cluster(row))
         reference = steps(best[str(row["instance"])])
         equal = all(alike(v, step.value) for v, step in zip(values[0], reference, strict=False))
         at_best.append(float(equal))
         known = bounds[0] if bounds and bounds[0] is not None else [None] * len(names)
         closed = all(b is not None and alike(v, b) for v, b in zip(values[0], known, strict=False))
         proven.append(float(closed))
+        clusters.append(cluster(row))
     return _Moment(
         profile,
         deadline,
         len(at_best),
-        share(amounts, totals),
-        average(at_best),
-        average(proven),
+        share(amounts, totals, asking),
+        average(at_best, clusters),
+        average(proven, clusters),
     )
 
 

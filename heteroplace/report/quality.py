@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -10,7 +10,6 @@ from heteroplace.compare.record import Row
 from heteroplace.compare.statistics import Interval
 from heteroplace.report.charts import Axis, Mark, Panel, Series
 from heteroplace.report.figure import Figure, Legend, certainty, ends, in_points, share
-from heteroplace.report.holders import holders
 from heteroplace.report.study import MOST_GROUPS, Grouping, Pair, Study, grouped, steps, unmet_bound
 from heteroplace.report.table import Table
 from heteroplace.report.words import counted, percent
@@ -80,9 +79,11 @@ def avoidable(row: Row) -> tuple[float, float] | None:
     return float(row["high_tier_avoidable_gpus"]), float(row["high_tier_gpus_total"])
 
 
-def measured(pairs: Iterable[Pair], measure: Measure, of: str) -> tuple[list[float], list[float]]:
-    """Amounts and totals of one side of the pairs on which both sides have them."""
-    amounts, totals = [], []
+def measured(
+    pairs: Iterable[Pair], measure: Measure, of: str
+) -> tuple[list[float], list[float], list[Hashable]]:
+    """Amounts, totals and clusters of one side of the pairs on which both sides have them."""
+    amounts, totals, clusters = [], [], []
     for pair in pairs:
         left, right = measure(pair.left), measure(pair.right)
         if left is None or right is None:
@@ -90,7 +91,8 @@ def measured(pairs: Iterable[Pair], measure: Measure, of: str) -> tuple[list[flo
         chosen = {"left": left[0], "right": right[0], "difference": left[0] - right[0]}[of]
         amounts.append(chosen)
         totals.append(left[1])
-    return amounts, totals
+        clusters.append(pair.cluster)
+    return amounts, totals, clusters
 
 
 _BOUND_WORDS = (
@@ -118,7 +120,7 @@ def unmet_figure(study: Study) -> Figure:
         reading=(
             "Unmet capacity in GPUs of each role's preferred shape, as a share of all GPUs asked "
             "for in the group; lower is better. The differences are paired: both profiles on the "
-            "same instance, with 95 % intervals from resampling the instances (bootstrap). Above "
+            "same instance, with 95 % intervals from resampling the seeds (bootstrap). Above "
             f"zero, {study.left} leaves more unmet. Classes of higher priority come first in the "
             "objective, so the optimum may leave more unmet in a lower class."
             + (_BOUND_WORDS if any(line.side == "bound" for line in lines) else "")
@@ -137,24 +139,14 @@ def waste_figure(study: Study) -> Figure:
         _by_instance(title, grouping, lines, _alone(waste), None)
         for title, grouping in (_groupings(having) if having else ())
     ]
-    held = holders(study.results, having)
-    read = sum(pair.left["key"] in held.by_priority for pair in having)
-    for title, label, by_key in (
-        ("priority", "priority class of the service, highest first", held.by_priority),
-        ("affinity", "affinity that the service requires", held.by_affinity),
+    for unit, label in (
+        ("priority", "priority class of the service, highest first"),
+        ("affinity", "affinity that the service requires"),
     ):
-        if by_key:
-            of = _looked_up(by_key)
-            splits = [split for split in splits if split.title != title]
-            splits.append(_by_class(having, title, label, lines, of, None))
-    if not read:
-        source = "By priority it is not shown, since the table has no such column and no plan was "
-        source += "kept; run heteroplace compare with --keep plans."
-    elif read < len(having):
-        source = f"By priority and affinity: from {counted(read, 'instance')} with kept plans, "
-        source += "from all over the experiment."
-    else:
-        source = "By priority and affinity: from the kept plans."
+        split = _by_class(having, unit, label, lines, _waste_by(unit), None)
+        if split.points:
+            splits = [each for each in splits if each.title != unit]
+            splits.append(split)
     lead = "No fleet in these results has a high tier, so none can be wasted."
     if having:
         gives = ("of the high-tier GPUs", "gives", "to services that do not need them")
@@ -173,7 +165,7 @@ def waste_figure(study: Study) -> Figure:
             "services that could run elsewhere in a domain of the level they require, as a share "
             "of the fleet's high-tier GPUs. A plan that leaves less unmet may need more of them, "
             "so read this with the figure before: a fair look is at the instances on which both "
-            f"serve the same. {source if having else ''}"
+            "serve the same."
         ),
         panels=_panels(splits, "wasted", "wasted, % of the high-tier GPUs"),
         legend=tuple(Legend(line.name, line.style) for line in _named(lines)) if having else (),
@@ -192,7 +184,7 @@ def difference_figure(study: Study) -> Figure:
         ("unmet", unmet, "of the GPUs asked for"),
         ("wasted", waste, "of the high-tier GPUs"),
     ):
-        amounts, totals = measured(study.pairs, measure, "difference")
+        amounts, totals, _ = measured(study.pairs, measure, "difference")
         counts = [0] * len(_CLASSES)
         for amount, total in zip(amounts, totals, strict=True):
             counts[_class(amount / total)] += 1
@@ -246,7 +238,7 @@ def _class(share_more: float) -> int:
 
 
 def _difference_lead(study: Study) -> str:
-    amounts, totals = measured(study.pairs, unmet, "difference")
+    amounts, totals, _ = measured(study.pairs, unmet, "difference")
     more = sum(amount / total > 1e-9 for amount, total in zip(amounts, totals, strict=True))
     worst = max((a / t for a, t in zip(amounts, totals, strict=True)), default=0.0)
     if not more:
@@ -261,6 +253,7 @@ def _difference_lead(study: Study) -> str:
 # Series by group
 # --------------------------------------------------------------------------------------------
 
+_CLASSES_OF = {"priority": "priorities", "affinity": "affinities"}
 _COLUMNS = ("by", "group", "series", "instances", "share (0 to 1)", "95 % from", "95 % to")
 
 
@@ -291,30 +284,40 @@ def _alone(measure: Measure) -> ByClass:
     return of
 
 
-def _looked_up(by_key: dict[str, dict[str, tuple[float, float]]]) -> ByClass:
-    return lambda row: by_key.get(str(row["key"]), {})
-
-
 def _unmet_bound(row: Row) -> dict[str, tuple[float, float]]:
     bound, found = unmet_bound(row), unmet(row)
     return {} if bound is None or found is None else {"": (bound, found[1])}
 
 
 def _by_priority(row: Row) -> dict[str, tuple[float, float]]:
-    return _listed(row, "priorities", "priority")
+    return _listed(row, "priority")
 
 
 def _by_affinity(row: Row) -> dict[str, tuple[float, float]]:
-    return _listed(row, "affinities", "affinity")
+    return _listed(row, "affinity")
 
 
-def _listed(row: Row, names: str, unit: str) -> dict[str, tuple[float, float]]:
-    columns = (names, f"unmet_gpus_by_{unit}", f"target_gpus_by_{unit}")
+def _listed(row: Row, unit: str) -> dict[str, tuple[float, float]]:
+    columns = (_CLASSES_OF[unit], f"unmet_gpus_by_{unit}", f"target_gpus_by_{unit}")
     return {
         str(name): (float(amount), float(total))
         for name, amount, total in zip(*(row[column] or () for column in columns), strict=True)
         if amount is not None and total
     }
+
+
+def _waste_by(unit: str) -> ByClass:
+    def of(row: Row) -> dict[str, tuple[float, float]]:
+        names, amounts = row[_CLASSES_OF[unit]], row[f"high_tier_waste_gpus_by_{unit}"]
+        total = row["high_tier_gpus_total"]
+        if not (names and amounts and total):  # Tables of earlier versions lack the column.
+            return {}
+        return {
+            str(name): (float(amount), float(total))
+            for name, amount in zip(names, amounts, strict=True)
+        }
+
+    return of
 
 
 def _priority_bounds(row: Row) -> dict[str, tuple[float, float]]:
@@ -360,8 +363,9 @@ def _by_instance(
     points: list[_Point] = []
     for line in lines:
         for place, (name, members) in enumerate(zip(grouping.names, grouping.members, strict=True)):
-            told = [_told(line, pair, of, bounds) for pair in members]
-            _append(points, line, name, place, [each[""] for each in told if each])
+            told = [(_told(line, pair, of, bounds), pair.cluster) for pair in members]
+            found = [(*each[""], cluster) for each, cluster in told if each]
+            _append(points, line, name, place, found)
     return _Split(title, grouping.label, grouping.names, tuple(points))
 
 
@@ -374,11 +378,11 @@ def _by_class(
     bounds: ByClass | None,
 ) -> _Split:
     """Points by class of the services inside each instance."""
-    found: dict[str, dict[_Line, list[tuple[float, float]]]] = {}
+    found: dict[str, dict[_Line, list[tuple[float, float, Hashable]]]] = {}
     for pair in pairs:
         for line in lines:
             for name, value in _told(line, pair, of, bounds).items():
-                found.setdefault(name, {}).setdefault(line, []).append(value)
+                found.setdefault(name, {}).setdefault(line, []).append((*value, pair.cluster))
     names = tuple(sorted(found, key=_rank))[:MOST_GROUPS]
     points: list[_Point] = []
     for line in lines:
@@ -388,9 +392,17 @@ def _by_class(
 
 
 def _append(
-    points: list[_Point], line: _Line, group: str, place: int, found: Sequence[tuple[float, float]]
+    points: list[_Point],
+    line: _Line,
+    group: str,
+    place: int,
+    found: Sequence[tuple[float, float, Hashable]],
 ) -> None:
-    interval = share([amount for amount, _ in found], [total for _, total in found])
+    interval = share(
+        [amount for amount, _, _ in found],
+        [total for _, total, _ in found],
+        [cluster for _, _, cluster in found],
+    )
     if interval is not None:
         points.append(_Point(line, group, place, len(found), interval))
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
-from heteroplace.compare.record import Manifest, Results, Row
+from heteroplace.compare.record import Manifest, Results, Row, cluster
 from heteroplace.errors import InputError
 from heteroplace.report.words import number
 
@@ -35,6 +35,11 @@ class Pair:
     def key(self) -> str:
         """Name of the instance."""
         return str(self.left["instance"])
+
+    @property
+    def cluster(self) -> Hashable:
+        """What it shares with the instances that it is not independent of."""
+        return cluster(self.left)
 
     @property
     def proven(self) -> bool:

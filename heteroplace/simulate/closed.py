@@ -20,7 +20,7 @@ from heteroplace.policy.readings import Reading, Snapshot
 from heteroplace.policy.signals import STANDARD
 from heteroplace.policy.state import FleetState, ServiceState, withdraw
 from heteroplace.profile import Profile
-from heteroplace.simulate.demand import Demand, Gaps, Load, Noise, load
+from heteroplace.simulate.demand import Demand, Gaps, Load, Noise, imputed, load
 from heteroplace.simulate.live import Live
 from heteroplace.simulate.measure import Objectives, Supply
 from heteroplace.simulate.model import PoolModels
@@ -40,6 +40,7 @@ from heteroplace.solve import solve
 
 # A Monday, midnight UTC: schedules by the clock start with a week.
 MONDAY = 1_767_571_200.0
+YEAR_3000 = 32_503_680_000.0
 LONGEST_TICK = 15.0
 
 # A latency over several ticks is a mean by what it is of.
@@ -105,7 +106,7 @@ def simulate(
     seed
         Of the randomness.
     start
-        Unix seconds of the first tick.
+        Unix seconds of the first tick, in the years 1970 to 2999.
     warm
         Whether a service with a demand of which nothing runs starts with what its first demand
         needs, ready at once.
@@ -118,8 +119,10 @@ def simulate(
         If fleet, cluster, demand and options do not fit together.
     """
     pools = pools or PoolModels()
+    if not 0 <= start < YEAR_3000:
+        raise InputError("start", "must be in the years 1970 to 2999")
     interval = fleet.interval if interval is None else interval
-    tick = _tick(interval, tick)
+    tick = tick_of(interval, tick)
     services = pooled_services(fleet, pools, set(demand))
     if hours is None:
         if not demand:
@@ -145,7 +148,8 @@ def simulate(
     return run.to_the_end(policy, seed, notes, progress)
 
 
-def _tick(interval: float, tick: float | None) -> float:
+def tick_of(interval: float, tick: float | None) -> float:
+    """Seconds of a step of the pools: as given if it divides the interval, else the default."""
     if not (math.isfinite(interval) and interval > 0):
         raise InputError("interval", f"must be greater than 0 s, got {interval:g}")
     if tick is None:
@@ -173,8 +177,7 @@ def _notes(
         filled = float(arriving.filled[:, column].mean())
         if filled > 0:
             notes.append(f"{service.name}: {filled:.1%} of the time lies in gaps of the trace.")
-        requests = arriving.requests[:, column]
-        unknown = float((requests * (1 - arriving.measured[:, column])).sum() / requests.sum())
+        unknown = imputed(arriving, column)
         if unknown > 0.001:
             notes.append(
                 f"{service.name}: token lengths of {unknown:.1%} of the requests are imputed."

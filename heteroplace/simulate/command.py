@@ -15,6 +15,7 @@ from heteroplace.profile import Profile, SolverName
 from heteroplace.simulate.inputs import (
     add_noise_options,
     add_trace_options,
+    noise_of,
     read_demand,
 )
 
@@ -130,7 +131,6 @@ def run(arguments: argparse.Namespace) -> Shown:
     from heteroplace.policy.cluster import Cluster
     from heteroplace.policy.fleet import Fleet
     from heteroplace.simulate.closed import MONDAY, simulate
-    from heteroplace.simulate.demand import Noise
     from heteroplace.simulate.folder import (
         make_folder,
         require_writing,
@@ -159,7 +159,7 @@ def run(arguments: argparse.Namespace) -> Shown:
             profile=profile_of(arguments),
             interval=arguments.interval,
             tick=arguments.tick,
-            noise=Noise(dispersion=arguments.dispersion, wander=arguments.wander),
+            noise=noise_of(arguments),
             gaps=arguments.gaps,
             seed=arguments.seed,
             start=MONDAY if arguments.start is None else arguments.start,

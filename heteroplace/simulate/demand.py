@@ -115,11 +115,6 @@ class Demand:
             raise InputError(f"{self.name}: cached", f"exceeds the prompt tokens at {where:g} s")
 
     @property
-    def seconds(self) -> float:
-        """Length in seconds."""
-        return float(self.end)
-
-    @property
     def peak(self) -> float:
         """Largest rate of requests per second at any time."""
         return float(np.nanmax(self.requests))
@@ -139,7 +134,8 @@ class Demand:
         rates: dict[str, Any] = {field: getattr(self, field).copy() for field in RATES}
         if how == "daily":
             step = float(np.median(np.diff(self.times))) if len(self.times) > 1 else DAY
-            phase = np.round(np.mod(self.times, DAY) / step)
+            # The window of the day; the margin is for times that rounding put just below an edge.
+            phase = np.floor(np.mod(self.times + step * 1e-6, DAY) / step)
             for index in np.flatnonzero(gap):
                 same = ~gap & (phase == phase[index])
                 if same.any():
@@ -218,13 +214,17 @@ class Demand:
         times = math.ceil(seconds / self.end)
         if times * len(self.times) > MOST_TICKS:
             raise InputError(self.name, "would be repeated too often; use a longer trace")
+        starts = self.times.copy()
+        if self.interpolation == "step":
+            # The first rate holds before its time too, in every round.
+            starts[0] = 0.0
         # A line that ends on a time of its own would meet the start of the next round there.
         meets = self.times[-1] == self.end
         kept = np.ones(times * len(self.times), dtype=bool)
         if meets:
             kept[len(self.times) - 1 : -1 : len(self.times)] = False
         offsets = np.repeat(np.arange(times) * self.end, len(self.times))
-        at = (np.tile(self.times, times) + offsets)[kept]
+        at = (np.tile(starts, times) + offsets)[kept]
         fields: dict[str, Any] = {
             field: np.tile(getattr(self, field), times)[kept]
             for field in (*RATES, "measured", "filled")
@@ -365,6 +365,13 @@ class Load:
     def of(self, service: str) -> int:
         """Column of a service."""
         return self.services.index(service)
+
+
+def imputed(load: Load, column: int) -> float:
+    """Share of a service's requests whose token lengths were not measured; 0 without requests."""
+    requests = load.requests[:, column]
+    total = float(requests.sum())
+    return float(requests @ (1 - load.measured[:, column])) / total if total > 0 else 0.0
 
 
 def load(

@@ -74,10 +74,7 @@ def write_outcome(
     if pictures:
         from heteroplace.simulate.plots import draw
 
-        for index, service in enumerate(outcome.services):
-            name = re.sub(r"[^\w.-]", "_", service)[:80]
-            if [re.sub(r"[^\w.-]", "_", each)[:80] for each in outcome.services].count(name) > 1:
-                name = f"{name}-{index}"
+        for service, name in zip(outcome.services, _file_names(outcome.services), strict=True):
             for kind in pictures:
                 written.append(
                     _write_bytes(target / f"{name}.{kind}", draw(outcome, service, kind))
@@ -86,9 +83,24 @@ def write_outcome(
     return [*written, target / SUMMARY]
 
 
+def _file_names(services: Sequence[str]) -> list[str]:
+    """A name for the files of each service: its own as far as a file can have it, each once."""
+    found: list[str] = []
+    for service in services:
+        plain = name = re.sub(r"[^\w.-]", "_", service)[:80]
+        number = 0
+        while name in found:
+            number += 1
+            name = f"{plain}-{number}"
+        found.append(name)
+    return found
+
+
 def make_folder(folder: str | os.PathLike[str]) -> Path:
     """Make a folder if it is not there; :class:`heteroplace.InputError` if that fails."""
     target = Path(folder)
+    if not os.fspath(folder):
+        raise InputError("--out", "is empty; name a folder")
     try:
         target.mkdir(parents=True, exist_ok=True)
     except (OSError, ValueError) as error:

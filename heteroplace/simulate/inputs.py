@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from heteroplace.errors import InputError
+from heteroplace.files import validated
 
 if TYPE_CHECKING:
     from heteroplace.policy.fleet import Fleet
-    from heteroplace.simulate.demand import Demand
+    from heteroplace.simulate.demand import Demand, Noise
 
 PAPER_DAY = "paper-day"
 LARGEST = 1e9
@@ -84,6 +85,15 @@ def add_noise_options(command: argparse.ArgumentParser) -> None:
         default=0.0,
         metavar="X",
         help="coefficient of variation of a slow random factor, default 0",
+    )
+
+
+def noise_of(arguments: argparse.Namespace) -> Noise:
+    """Randomness that the options of :func:`add_noise_options` ask for."""
+    from heteroplace.simulate.demand import Noise
+
+    return validated(
+        lambda: Noise(dispersion=arguments.dispersion, wander=arguments.wander), "noise"
     )
 
 
@@ -196,6 +206,11 @@ def _trace(
     }
 
 
+def is_paper_day(given: str, fleet: Fleet) -> bool:
+    """Whether a ``--trace`` is the paper's daily curve, which has no size of its own."""
+    return _split(given, fleet)[0] == PAPER_DAY
+
+
 def _split(given: str, fleet: Fleet) -> tuple[str, str | None]:
     """Split FILE:SERVICE; a file whose own name has a colon is found as it is."""
     path, colon, service = given.rpartition(":")
@@ -234,9 +249,14 @@ def _cut(demand: Demand, arguments: argparse.Namespace) -> Demand:
     """Leave out the beginning, repeat if asked to; gaps are filled first, from the whole trace."""
     whole = demand.without_gaps(arguments.gaps)
     skip = arguments.skip * 3600
-    if skip >= whole.end and not arguments.repeat:
-        raise InputError("--skip", f"{demand.name} lasts {whole.end / 3600:.6g} h only")
-    if arguments.repeat and arguments.hours is not None:
+    repeat = arguments.repeat and arguments.hours is not None
+    if skip >= whole.end and not repeat:
+        raise InputError(
+            "--skip",
+            f"{demand.name} lasts {whole.end / 3600:.6g} h only; skip less, or give --repeat with "
+            "--hours",
+        )
+    if repeat:
         whole = whole.repeated(skip + arguments.hours * 3600)
     return whole.part(skip, whole.end - skip) if skip else whole
 

@@ -115,7 +115,7 @@ class Live:
         self._rows: dict[str, tuple[float, ...]] = {}
         self._supply: Supply | None = None
         self._occupied: dict[str, Floats] | None = None
-        self._left: defaultdict[str, float] = defaultdict(float)
+        self._left: defaultdict[tuple[str, str], float] = defaultdict(float)
         self._due = math.inf
         self.version = 0
         for group in cluster.running:
@@ -331,7 +331,7 @@ class Live:
 
     def _leave(self, instance: LiveInstance, until: float) -> None:
         if instance.serves and instance.role in self._services[instance.service].decode:
-            self._left[instance.service] += instance.tokens[1]
+            self._left[instance.service, instance.role] += instance.tokens[1]
         instance.state, instance.registered, instance.until = "draining", False, until
         self._due = min(self._due, until)
         self._changed(instance.service)
@@ -405,8 +405,16 @@ class Live:
         return self._supply
 
     def left_decode(self) -> Floats:
-        """Tokens per second of the decode instances that left service since the last call."""
-        found: Floats = np.array([self._left[name] for name in self._order])
+        """Tokens per second of the decode instances that left service since the last call.
+
+        Roles that work together leave together: the one that lost most counts.
+        """
+        found: Floats = np.array(
+            [
+                max(self._left[name, role] for role in self._services[name].decode)
+                for name in self._order
+            ]
+        )
         self._left.clear()
         return found
 

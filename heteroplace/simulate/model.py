@@ -12,10 +12,9 @@ from pydantic import ConfigDict, Field, model_validator
 from heteroplace.errors import InputError
 from heteroplace.files import read_bytes, refuse_duplicate_keys, validated
 from heteroplace.instance import Name, Noun
+from heteroplace.policy.duration import Duration, PositiveDuration
 
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
-Seconds = Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)]
-PositiveSeconds = Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)]
 Factor = Annotated[float, Field(gt=0, le=1e12, allow_inf_nan=False)]
 Squared = Annotated[float, Field(ge=0, le=1e4, allow_inf_nan=False)]
 
@@ -24,7 +23,8 @@ class PoolModel(Noun):
     """How the pools of a service behave.
 
     The formulas are in docs/simulate.md. "Fig. n" is a figure of HeteroScale (arXiv 2508.19559);
-    "measured" is Splitwise's table of Llama-2-70B and BLOOM-176B on A100 and H100.
+    "measured" is Splitwise's table of Llama-2-70B and BLOOM-176B on A100 and H100. Seconds may
+    also be texts such as ``"3m"``.
 
     Parameters
     ----------
@@ -98,20 +98,20 @@ class PoolModel(Noun):
 
     prefill_roles: Annotated[tuple[Name, ...], Field(min_length=1)] = ("prefill",)
     decode_roles: Annotated[tuple[Name, ...], Field(min_length=1)] = ("decode",)
-    ttft_slo: PositiveSeconds | None = None
-    tbt_slo: PositiveSeconds | None = None
+    ttft_slo: PositiveDuration | None = None
+    tbt_slo: PositiveDuration | None = None
     prefill_tokens: Factor = 1.0
     decode_tokens: Factor = 1.0
     arrival_scv: Squared = 1.0
     prompt_scv: Squared = 1.0
     wait_load: Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)] = 0.98
-    prefill_overhead: Seconds = 0.05
+    prefill_overhead: Duration = 0.05
     prefill_util_idle: Share = 0.08
     prefill_util_full: Share = 0.95
     prefill_sm_idle: Share = 0.06
     prefill_sm_full: Share = 0.71
-    tbt_base: PositiveSeconds = 0.02
-    tbt_at_capacity: PositiveSeconds = 0.05
+    tbt_base: PositiveDuration = 0.02
+    tbt_at_capacity: PositiveDuration = 0.05
     batch_spread: Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)] = 1.0
     kv_sequence_tokens: Factor = 2176.0
     kv_headroom: Factor = 1.25
@@ -123,9 +123,9 @@ class PoolModel(Noun):
     kv_bandwidth: Factor = 25e9
     cross_switch_penalty: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)] = 0.2
     switch_level: Name | None = None
-    startup_seconds: Seconds = 180.0
-    restore_seconds: Seconds = 5.0
-    drain_seconds: Seconds = 60.0
+    startup_seconds: Duration = 180.0
+    restore_seconds: Duration = 5.0
+    drain_seconds: Duration = 60.0
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:

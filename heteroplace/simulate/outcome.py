@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from heteroplace.instance import Noun
-from heteroplace.simulate.demand import Load
+from heteroplace.simulate.demand import Load, imputed
 from heteroplace.simulate.queueing import Floats
 from heteroplace.simulate.services import PooledService
 from heteroplace.simulate.sizing import gpus_of, required_for_peak
@@ -315,10 +315,7 @@ def _summary(
         decode_sm=_mean(own["decode_sm"]),
         crossing=float(own["crossing"].mean()),
         filled=float(load.filled[:, column].mean()),
-        imputed=_share(
-            float((load.requests * (1 - load.measured))[:, column].sum()) * tick, requests
-        )
-        or 0.0,
+        imputed=imputed(load, column),
     )
 
 

@@ -121,24 +121,22 @@ class Pools:
         # Sequences, their prompt tokens and the tokens they have yet to generate.
         self._decoding = np.zeros((3, count))
         self._leaving = np.zeros((3, count))
+        # The share of those sequences that is in a batch; the others wait for KV cache.
+        self._admitted = np.ones(count)
         self._step = self._parameters["tbt_base"].copy()
-
-    @property
-    def tick_number(self) -> int:
-        """Ticks done."""
-        return self._tick
 
     def leave(self, share: Floats) -> None:
         """Take decode instances out of service discovery.
 
-        Their sequences finish where they are, at the pace of now, and take no room in the pool.
+        The sequences in their batches finish where they are, at the pace of now, and take no room
+        in the pool. Those that wait for KV cache are on no instance: they go on waiting.
 
         Parameters
         ----------
         share
             Of the decode capacity that leaves, shape (services,).
         """
-        going = self._decoding * np.clip(share, 0.0, 1.0)
+        going = self._decoding * (np.clip(share, 0.0, 1.0) * self._admitted)
         self._decoding = self._decoding - going
         self._leaving = self._leaving + going
 
@@ -224,6 +222,7 @@ class Pools:
         left = pool.after(sequences, length, self._seconds)
         self._decoding = state * np.where(some, left / safe, 0.0)
         batch = np.minimum(left, pool.most)
+        self._admitted = np.where(left > 0, batch / np.where(left > 0, left, 1.0), 1.0)
         step = np.where(supply.decode > 0, pool.step(batch), self._step)
 
         leaving = self._leaving

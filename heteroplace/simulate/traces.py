@@ -18,8 +18,6 @@ from heteroplace.files import MAX_BYTES
 from heteroplace.models import read_rows
 from heteroplace.simulate.demand import LARGEST_RATE, Demand, Interpolation
 
-PAPER_DAY = "paper-day"
-
 # HeteroScale (arXiv 2508.19559), Fig. 5, digitised: hour of the day and TPS in percent of the peak.
 DAILY_CURVE = (
     *((0, 37), (1, 22), (2, 13), (3, 7), (4, 3), (5, 1), (6, 2), (7, 7), (8, 17), (9, 44)),
@@ -70,7 +68,7 @@ def paper_day(
         ("output tokens", output_tokens),
     ):
         if not (math.isfinite(value) and value > 0):
-            raise InputError(f"{PAPER_DAY}: {name}", f"must be greater than 0, got {value:g}")
+            raise InputError(f"paper-day: {name}", f"must be greater than 0, got {value:g}")
     hours, percent = np.array(DAILY_CURVE, dtype=float).T
     requests = peak * percent / 100
     return Demand(

@@ -76,8 +76,9 @@ class LineFile:
 
     def rewind(self) -> None:
         """Begin again with the first line."""
+        opened = self._open()  # Before the old one is closed, or a failure would leave none.
         self._file.close()
-        self._file = self._open()
+        self._file = opened
         self._start()
 
     def lines(self) -> Iterator[Line]:
