@@ -30,6 +30,7 @@ CSV = re.search(r"```csv\n(.*?)```", PAGE, re.S)
 def tidy(text: str) -> list[str]:
     """Lines without what differs from run to run."""
     text = re.sub(r"\d{4}-\d\d-\d\dT[\d:.]+\+00:00", "TIME", text)
+    text = re.sub(r" \d\d s │", " AGE │", text)
     return [line.rstrip() for line in text.strip().splitlines()]
 
 

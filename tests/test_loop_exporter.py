@@ -93,6 +93,12 @@ def test_two_loops_have_metrics_of_their_own(metrics):
     assert Metrics().registry.get_sample_value("heteroplace_actions_delivered_total") == 0
 
 
+@pytest.mark.parametrize("host", ["\u2603..", "h" * 300])
+def test_a_host_that_is_no_name_is_named(metrics, host):
+    with pytest.raises(InputError, match="cannot be used"):
+        Exporter(metrics, f"{host}:0")
+
+
 def test_an_address_that_is_taken_is_named(metrics, port):
     with pytest.raises(InputError, match="cannot be used") as refused:
         Exporter(metrics, f"127.0.0.1:{port}")
@@ -107,7 +113,9 @@ def test_addresses(text, expected):
     assert parse_address(text) == expected
 
 
-@pytest.mark.parametrize("text", ["", "9464", ":9464", "host:", "host:x", "host:65536", "h:-1"])
+@pytest.mark.parametrize(
+    "text", ["", "9464", ":9464", "host:", "host:x", "host:65536", "h:-1", "h:0100000000"]
+)
 def test_what_is_no_address_is_refused(text):
     with pytest.raises(InputError, match="HOST:PORT"):
         parse_address(text)

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from heteroplace.errors import InputError
+from heteroplace.loop import handover as handover_module
 from heteroplace.loop.clock import Pace, SystemClock
 from heteroplace.loop.handover import (
     CommandHandover,
@@ -69,8 +70,9 @@ def test_what_a_killed_writer_left_is_replaced(tmp_path):
 
 
 def test_a_folder_must_be_there_and_a_lost_one_is_tried_again(tmp_path):
-    with pytest.raises(InputError, match="is not a folder"):
-        FolderHandover(tmp_path / "none")
+    for none in (tmp_path / "none", ""):
+        with pytest.raises(InputError, match="is not a folder"):
+            FolderHandover(none)
     folder = tmp_path / "folder"
     folder.mkdir()
     handover = FolderHandover(folder)
@@ -149,10 +151,66 @@ def test_a_command_can_refuse_for_good(tmp_path, calls, caplog):
 
 
 def test_a_slow_command_is_ended(tmp_path, calls):
-    slow = taking(tmp_path, calls, f"time.sleep(60)\npathlib.Path({str(calls)!r}).unlink()")
-    with pytest.raises(HandoverError, match=r"took longer than 0\.5 s"):
+    file = tmp_path / "pid"
+    slow = script(
+        tmp_path, "slow.py", f"open({str(file)!r}, 'w').write(str(os.getpid()))\ntime.sleep(600)"
+    )
+    with pytest.raises(HandoverError, match=r"exit code 124: took longer than 0\.5 s"):
         CommandHandover(slow, tmp_path / "receipts", timeout=0.5).deliver(action())
-    assert noted(calls) == ["abc-00000001"]
+    # It may have been too slow to say who it is.
+    number = file.read_text() if file.exists() else ""
+    assert not number or not Path(f"/proc/{number}").exists()
+    assert [each.name for each in (tmp_path / "receipts").iterdir()] == ["lock"]
+
+
+@pytest.mark.parametrize("code", [124, 125, 127])
+def test_codes_of_a_command_are_not_taken_for_the_couriers(tmp_path, calls, code):
+    ending = taking(tmp_path, calls, f"sys.exit({code})")
+    with pytest.raises(HandoverError, match=rf"exit code {code}$"):
+        CommandHandover(ending, tmp_path / "receipts").deliver(action())
+
+
+def test_a_receipt_that_cannot_be_written_is_found_out_before_the_command_runs(tmp_path, calls):
+    handover = CommandHandover(taking(tmp_path, calls), tmp_path / "receipts")
+    (tmp_path / "receipts" / "abc-00000001.receipt.tmp").mkdir()
+    with pytest.raises(HandoverError, match=r"was not run: .*receipt\.tmp cannot be written"):
+        handover.deliver(action())
+    assert noted(calls) == []
+
+
+def test_receipts_that_went_away_are_a_failure_to_try_again(tmp_path, calls):
+    handover = CommandHandover(taking(tmp_path, calls), tmp_path / "receipts")
+    (tmp_path / "receipts").rmdir()
+    with pytest.raises(HandoverError, match="receipts/lock cannot be used: No such file"):
+        handover.deliver(action())
+    (tmp_path / "receipts").mkdir()
+    assert handover.deliver(action()) == "delivered"
+
+
+def test_a_courier_that_does_not_end_is_left_alone_and_nothing_runs_beside_it(
+    tmp_path, calls, monkeypatch
+):
+    monkeypatch.setattr(handover_module, "GRACE", 0.0)
+    gate, ended = tmp_path / "gate", tmp_path / "ended"
+    # As if the courier came too late for its own timeout.
+    slow = tmp_path / "courier.py"
+    slow.write_text(
+        "import os, sys, time\n"
+        f"open({str(calls)!r}, 'a').write('x ')\n"
+        f"while not os.path.exists({str(gate)!r}): time.sleep(0.01)\n"
+        f"open({str(ended)!r}, 'w').close()\n"
+    )
+    monkeypatch.setattr(handover_module.courier, "__file__", str(slow))
+    handover = CommandHandover(["true"], tmp_path / "receipts", timeout=0.2)
+    for _ in range(2):
+        with pytest.raises(HandoverError, match="still runs"):
+            handover.deliver(action())
+    gate.touch()
+    until = time.monotonic() + 60
+    while not ended.exists():
+        assert time.monotonic() < until
+        time.sleep(0.01)
+    assert noted(calls) == ["x"]
 
 
 def test_a_program_that_is_not_there_is_refused_at_once(tmp_path):

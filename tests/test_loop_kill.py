@@ -8,13 +8,15 @@ Three ways to kill a loop, from the narrow to the wide:
 - ``heteroplace run`` itself, as a process of its own on the real clock, with a receiver beside it.
 
 Most loops are forks of one process that has everything imported: starting Python takes longer than
-a cycle. Run as a program, this file is that process.
+a cycle. Run as a program, this file is that process. Nothing waits for a time to pass in which
+something should have happened, so that a busy machine changes how long this takes, not how it ends.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
+import gc
 import json
 import os
 import random
@@ -22,20 +24,26 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 T0 = 1_790_000_000.0
 BEAT = 30.0
-LAG = 45.0
+# By the parity of its number: every other action shows at once, the rest a cycle later.
+LAGS = (15.0, 45.0)
 STEPS = 24
-KILLS_PER_WAY = 120
-KILLS_OF_THE_COMMAND = 30
-KILLS_OF_PROCESSES = 8
-LONGEST = 240.0
+KILLS_WITH_A_FOLDER = 120
+KILLS_WITH_A_COMMAND = 20
+KILLS_OF_FORKS = 50
+KILLS_OF_PROCESSES = 3
+# Seconds after which something is taken to hang.
+LONGEST = 600.0
 
 FLEET = {
     "schema": 1,
@@ -184,7 +192,8 @@ class World:
 
     def __init__(self, folder: Path, way: str) -> None:
         self.folder, self.way = folder, way
-        self.state, self.to, self.log = folder / "state.db", folder / "to", folder / "log"
+        self.state, self.log = folder / "state.db", folder / "log"
+        self.to, self.done = folder / "to", folder / "to" / "done"
 
     @classmethod
     def made(cls, folder: Path, way: str) -> World:
@@ -205,7 +214,14 @@ class World:
         if self.way == "command":
             text = self.log.read_text() if self.log.exists() else ""
             return [json.loads(line) for line in text.splitlines()]
-        return [json.loads(file.read_text()) for file in sorted(self.to.glob("*.json"))]
+        files = [*self.to.glob("*.json"), *self.done.glob("*.json")]
+        return [json.loads(file.read_text()) for file in sorted(files, key=lambda each: each.name)]
+
+    def take(self) -> None:
+        """As a receiver does that clears its folder."""
+        self.done.mkdir(exist_ok=True)
+        for file in self.to.glob("*.json"):
+            file.rename(self.done / file.name)
 
     @contextlib.contextmanager
     def loop(self) -> Iterator[tuple[Any, int]]:
@@ -241,7 +257,11 @@ class World:
             """The cluster shows an action some time after it was decided."""
 
             def read(self) -> Cluster:
-                shown = [each for each in world.delivered() if each["at"] + LAG <= clock.now]
+                shown = [
+                    each
+                    for each in world.delivered()
+                    if each["at"] + LAGS[each["sequence"] % 2] <= clock.now
+                ]
                 return Cluster.model_validate(applied(CLUSTER, shown))
 
             def close(self) -> None:
@@ -258,7 +278,7 @@ class World:
         handover: Any
         if self.way == "command":
             # Not idempotent: a second call would be seen.
-            take = f"tr -d '\\n' >> {self.log}; echo >> {self.log}"
+            take = f"cat >> {self.log}; echo >> {self.log}"
             handover = CommandHandover(["sh", "-c", take], f"{self.state}.receipts", 60.0)
         else:
             handover = FolderHandover(self.to)
@@ -288,6 +308,10 @@ class World:
             else:
                 for _ in range(left):
                     assert loop.cycle()
+        # A process with threads must not be forked.
+        for thread in threading.enumerate():
+            if thread is not threading.current_thread():
+                thread.join()
 
     def facts(self) -> dict[str, Any]:
         """What must not depend on whether somebody killed the loop."""
@@ -310,12 +334,18 @@ class World:
         }
 
 
-def forked(work: Callable[[], None], kill_after: float | None = None) -> int:
-    """Run something in a process of its own, perhaps killed after some seconds; 0 if it ended."""
+def forked(work: Callable[[], None], timer: int | None = None, seconds: float = 0.0) -> bool:
+    """Run something in a process of its own; whether it was killed.
+
+    With a timer the kernel ends the process with a signal that nobody handles: like kill -9,
+    wherever it is, without a chance to clean up.
+    """
     child = os.fork()
     if child == 0:
         code = 1
         try:
+            if timer is not None:
+                signal.setitimer(timer, max(seconds, 1e-6))
             work()
             code = 0
         except BaseException:
@@ -324,35 +354,41 @@ def forked(work: Callable[[], None], kill_after: float | None = None) -> int:
             traceback.print_exc()
         finally:
             os._exit(code)
-    if kill_after is not None:
-        time.sleep(kill_after)
-        os.kill(child, signal.SIGKILL)
     _, status = os.waitpid(child, 0)
     code = os.waitstatus_to_exitcode(status)
-    assert code in (0, -signal.SIGKILL), code
-    return code
+    assert code in (0, -signal.SIGKILL, -signal.SIGPROF, -signal.SIGALRM), code
+    return code != 0
+
+
+# With a folder by the processor time it has had, which a busy machine does not change. A loop that
+# waits for a command has none, so there by the clock.
+TIMERS: dict[str, tuple[int, Callable[[], float]]] = {
+    "folder": (signal.ITIMER_PROF, time.process_time),
+    "command": (signal.ITIMER_REAL, time.monotonic),
+}
 
 
 def killed_at_random(folder: Path, way: str, kills: int) -> dict[str, Any]:
-    """Kill loops at random moments until so many died, then let the script end."""
+    """Kill loops at random moments until so many died, letting the script end in between."""
     draw = random.Random(f"{way} {kills}")
+    timer, clock = TIMERS[way]
+    World.made(folder / "first", way).go(1)  # Imports what is not yet.
     calm = World.made(folder / "calm", way)
-    began = time.monotonic()
-    forked(calm.go)
+    began = clock()
+    calm.go()
+    longest = (clock() - began) / 5
     expected = calm.facts()
-    # About as long as it takes to begin and to run some cycles.
-    longest = (time.monotonic() - began) / 3
     died, rounds, places = 0, 0, set()
-    until = time.monotonic() + LONGEST
     while died < kills:
         world = World.made(folder / f"killed{rounds}", way)
-        ended = False
-        while not ended and died < kills:
-            assert time.monotonic() < until, f"only {died} kills"
-            ended = forked(world.go, draw.uniform(0.0, longest)) == 0
-            died += not ended
+        killed = True
+        while killed and died < kills:
+            killed = forked(world.go, timer, draw.uniform(0.0, longest))
+            died += killed
+            if draw.random() < 0.5:
+                world.take()
             places.add((rounds, len(world.delivered())))
-        assert forked(world.go) == 0
+        world.go()
         facts = world.facts()
         for name, value in expected.items():
             assert facts[name] == value, name
@@ -371,35 +407,42 @@ def summary(facts: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def killed_at_every_statement(folder: Path, way: str, files: tuple[str, ...]) -> dict[str, Any]:
-    """Kill a cycle before its first statement in some files, before its second, and so on."""
-    whole = World.made(folder / "whole", way)
-    forked(whole.go)
+def killed_at_every_statement(
+    folder: Path, way: str, files: tuple[str, ...], further: int
+) -> dict[str, Any]:
+    """Kill a cycle before its first statement in some files, before its second, and so on.
+
+    After each the script goes on, to the end of that cycle or some ``further`` ones.
+    """
+    whole = World.made(folder / "whole", "folder")
+    whole.go()
     # A cycle in the midst of the script that ends something, which is what hurts if repeated.
     steps = next(
         round((each["at"] - T0) / BEAT) for each in whole.delivered()[3:] if each["terminate"]
     )
     start = World.made(folder / "start", way)
-    forked(lambda: start.go(steps))
+    start.go(steps)
     before = len(start.delivered())
 
     def copy(name: str) -> World:
         shutil.copytree(start.folder, folder / name)
         return World(folder / name, way)
 
+    end = steps + 1 + further
     calm = copy("calm")
-    forked(lambda: calm.go(steps + 1))
+    calm.go(steps + 1)
     assert len(calm.delivered()) == before + 1
-    forked(lambda: calm.go(steps + 2))
+    calm.go(end)
     expected = calm.facts()
     died = 0
     while True:
         world = copy(f"at{died}")
-        if forked(lambda: traced(world, died + 1, files)) == 0:  # noqa: B023
+        if not forked(lambda: traced(world, died + 1, files)):  # noqa: B023
             break
         died += 1
+        world.take()
         # The script goes on where it was: with that cycle, or the next one if it was kept.
-        assert forked(lambda: world.go(steps + 2)) == 0  # noqa: B023
+        world.go(end)
         facts = world.facts()
         for name, value in expected.items():
             assert facts[name] == value, (died, name)
@@ -411,6 +454,7 @@ def killed_at_every_statement(folder: Path, way: str, files: tuple[str, ...]) ->
 HARMLESS = {
     *("_aside", "work", "_say", "_is_notable", "_inputs", "inputs_of", "_entry", "_count_actions"),
     *("faults", "_actions", "_value", "outbox", "pending", "counts", "next_action", "_elapsed"),
+    *("fleet_state", "read_state", "<listcomp>", "<dictcomp>", "<genexpr>"),
 }
 
 
@@ -479,7 +523,12 @@ class Demand:
         self.file = folder / "metrics.csv"
         self.file.write_text("at,service,signal,value\n")
         self.draw = random.Random(seed)
-        self.next, self.value, self.steady = 0.0, 90.0, False
+        self.next, self.steady = 0.0, False
+
+    def settle(self) -> None:
+        """From now on it stays the same."""
+        self.next, self.steady = 0.0, True
+        self.look()
 
     def look(self) -> None:
         """Add a sample when it is time."""
@@ -488,10 +537,10 @@ class Demand:
             return
         self.next = now + 0.15
         # Beyond the hysteresis of every other count, so that 6 instances are where it ends.
-        self.value = 560.0 if self.steady else self.draw.choice((90.0, 250.0, 420.0, 800.0))
+        value = 560.0 if self.steady else self.draw.choice((90.0, 250.0, 420.0, 800.0))
         with open(self.file, "a", encoding="utf-8") as file:
             for service in ("chat", "embed"):
-                file.write(f"{now:.3f},{service},decode_tps,{self.value}\n")
+                file.write(f"{now:.3f},{service},decode_tps,{value}\n")
 
 
 def live_arguments(folder: Path) -> list[str]:
@@ -511,35 +560,65 @@ def killed_live(folder: Path, kills: int, start: Callable[[list[str]], Any]) -> 
     receiver, draw = Receiver(folder), random.Random(kills)
     demand = Demand(folder, kills)
     arguments = live_arguments(folder)
-    until = time.monotonic() + LONGEST
 
-    def watch(seconds: float, done: Callable[[], bool] = lambda: False) -> None:
+    def watch(seconds: float) -> None:
         end = time.monotonic() + seconds
-        while time.monotonic() < end and not done():
-            assert time.monotonic() < until
+        while time.monotonic() < end:
             demand.look()
             receiver.look()
-            time.sleep(0.004)
+            time.sleep(0.008)
 
-    died = 0
+    def until(done: Callable[[], bool]) -> None:
+        end = time.monotonic() + LONGEST
+        while not done():
+            assert time.monotonic() < end, "waited in vain"
+            watch(0.008)
+
+    died = least = 0
     while died < kills:
         loop = start(arguments)
         if draw.random() < 0.8:
-            watch(60.0, functools.partial(has_begun, folder, loop.pid))
-        watch(draw.uniform(0.0, 0.25))
+            until(functools.partial(has_begun, folder, loop.pid))
+            # Some die before they have done anything, some after an action or two.
+            actions = draw.choice((0, 1, 1, 2))
+            least += actions
+            enough = len(receiver.taken) + actions
+            until(lambda: len(receiver.taken) >= enough)  # noqa: B023
+        watch(draw.uniform(0.0, 0.1))
         died += stop(loop, signal.SIGKILL) == -signal.SIGKILL
-    demand.steady = True
-    wanted = {"chat decode": 6, "chat prefill": 6, "embed serve": 6}
+    assert len(receiver.taken) >= least
+    demand.settle()
     loop = start(arguments)
-    watch(60.0, lambda: running(receiver.cluster) == wanted and not observed(receiver.cluster))
-    settled = len(receiver.taken)
-    watch(1.0)
+    until(Rest(folder, receiver).reached)
     assert stop(loop, signal.SIGTERM) == 0
     receiver.look()
-    assert running(receiver.cluster) == wanted, running(receiver.cluster)
-    # At rest nothing is asked for any more.
-    assert len(receiver.taken) == settled
-    return {"killed": died, "actions": settled}
+    assert running(receiver.cluster) == SETTLED
+    return {"killed": died, "actions": len(receiver.taken)}
+
+
+SETTLED = {"chat decode": 6, "chat prefill": 6, "embed serve": 6}
+
+
+class Rest:
+    """Whether the cluster is what the demand needs, and the loop has long had nothing to say."""
+
+    def __init__(self, folder: Path, receiver: Receiver) -> None:
+        self.state, self.receiver = folder / "state.db", receiver
+        self.taken = -1
+        self.cycles: set[float] = set()
+
+    def reached(self) -> bool:
+        """Look again; true after some cycles in a row without an action."""
+        from heteroplace.loop.store import read_fleet_state
+
+        cluster, taken = self.receiver.cluster, len(self.receiver.taken)
+        if taken != self.taken or running(cluster) != SETTLED or observed(cluster):
+            self.taken, self.cycles = taken, set()
+            return False
+        state = read_fleet_state(self.state)
+        assert state is not None
+        self.cycles.add(json.loads(state)["at"])
+        return len(self.cycles) > 10
 
 
 def has_begun(folder: Path, pid: int) -> bool:
@@ -596,63 +675,73 @@ def started(arguments: list[str]) -> subprocess.Popen[bytes]:
 
 WAYS: dict[str, Callable[[Path], Any]] = {
     "statements-folder": lambda folder: killed_at_every_statement(
-        folder, "folder", ("run.py", "store.py", "handover.py")
+        folder, "folder", ("run.py", "store.py", "handover.py"), 1
     ),
     "statements-command": lambda folder: killed_at_every_statement(
-        folder, "command", ("handover.py",)
+        folder, "command", ("handover.py",), 0
     ),
-    "random-folder": lambda folder: killed_at_random(folder, "folder", KILLS_PER_WAY),
-    "random-command": lambda folder: killed_at_random(folder, "command", KILLS_OF_THE_COMMAND),
-    "live-forks": lambda folder: killed_live(folder, KILLS_PER_WAY, Fork),
-    "live-processes": lambda folder: killed_live(folder, KILLS_OF_PROCESSES, started),
+    "random-folder": lambda folder: killed_at_random(folder, "folder", KILLS_WITH_A_FOLDER),
+    "random-command": lambda folder: killed_at_random(folder, "command", KILLS_WITH_A_COMMAND),
+    "forks": lambda folder: killed_live(folder, KILLS_OF_FORKS, Fork),
 }
 
 
 def in_its_own_process(folder: Path, way: str) -> dict[str, Any]:
     """Run one of the ways in a process without threads, which may be forked."""
     command = [sys.executable, __file__, str(folder), way]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=LONGEST, check=False)
     assert ended.returncode == 0, ended.stderr[-6000:]
     found: dict[str, Any] = json.loads(ended.stdout.splitlines()[-1])
     return found
 
 
-def test_killed_at_every_statement_with_a_folder(tmp_path):
-    assert in_its_own_process(tmp_path, "statements-folder")["killed"] > 60
+@pytest.fixture
+def folder(tmp_path):
+    """In memory where there is such a place: what is killed is the process, not the disk."""
+    if not os.access("/dev/shm", os.W_OK):
+        yield tmp_path
+        return
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as name:
+        yield Path(name)
 
 
-def test_killed_at_every_statement_with_a_command(tmp_path):
-    assert in_its_own_process(tmp_path, "statements-command")["killed"] > 25
+def test_killed_at_every_statement_with_a_folder(folder):
+    assert in_its_own_process(folder, "statements-folder")["killed"] > 60
 
 
-def test_killed_at_random_with_a_folder(tmp_path):
-    found = in_its_own_process(tmp_path, "random-folder")
-    assert found["killed"] == KILLS_PER_WAY
+def test_killed_at_every_statement_with_a_command(folder):
+    assert in_its_own_process(folder, "statements-command")["killed"] > 25
+
+
+def test_killed_at_random_with_a_folder(folder):
+    found = in_its_own_process(folder, "random-folder")
+    assert found["killed"] == KILLS_WITH_A_FOLDER
     # The script asks for everything that an action can hold, but for moves.
     assert min(found["added"], found["withdraw"], found["terminate"], found["actions"]) > 5
     # The kills fell between different actions.
     assert found["places"] > 10
 
 
-def test_killed_at_random_with_a_command_that_is_not_idempotent(tmp_path):
-    assert in_its_own_process(tmp_path, "random-command")["killed"] == KILLS_OF_THE_COMMAND
+def test_killed_at_random_with_a_command_that_is_not_idempotent(folder):
+    assert in_its_own_process(folder, "random-command")["killed"] == KILLS_WITH_A_COMMAND
 
 
-def test_heteroplace_run_killed_beside_its_receiver(tmp_path):
-    found = in_its_own_process(tmp_path, "live-forks")
-    assert found["killed"] == KILLS_PER_WAY
+def test_heteroplace_run_killed_beside_its_receiver(folder):
+    found = in_its_own_process(folder, "forks")
+    assert found["killed"] == KILLS_OF_FORKS
     assert found["actions"] > 20
 
 
-def test_processes_of_heteroplace_run_killed_beside_their_receiver(tmp_path):
-    found = in_its_own_process(tmp_path, "live-processes")
+def test_processes_of_heteroplace_run_killed_beside_their_receiver(folder):
+    found = killed_live(folder, KILLS_OF_PROCESSES, started)
     assert found["killed"] == KILLS_OF_PROCESSES
-    assert found["actions"] > 5
 
 
 if __name__ == "__main__":
     # Imported once, so that forks begin at once.
     import heteroplace.cli
-    import heteroplace.loop.run  # noqa: F401
+    import heteroplace.loop.run
+    import heteroplace.policy.sources  # noqa: F401
 
+    gc.freeze()
     print(json.dumps(WAYS[sys.argv[2]](Path(sys.argv[1]))))  # noqa: T201

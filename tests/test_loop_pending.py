@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from heteroplace.instance import Instance
-from heteroplace.loop.action import Action, Outlook, named, removals, without
+from heteroplace.loop.action import Action, Outlook, named, removals
 from heteroplace.loop.pending import overlay
 from heteroplace.plan import MovedInstance, PlacedInstance, PlacedPod, Plan, PlanGroup
 from heteroplace.policy.cluster import Cluster
@@ -143,6 +143,19 @@ def test_a_moved_instance_is_where_it_is_going():
     assert overlay(there, [(asked, 0.0)], 60.0).settled == {asked.id: "shown"}
 
 
+def test_what_cannot_come_since_its_node_is_gone_is_not_waited_for():
+    asked = action(
+        added=(placed("serve-a1-0", "n9"), placed("serve-a1-1", "n2")),
+        moved=(placed("serve-0", "n9", kind=MovedInstance),),
+    )
+    overlaid = overlay(cluster(running("serve-0")), [(asked, 0.0)], 60.0)
+    assert shown(overlaid) == [
+        ("serve-0", "n1", "ready", True),
+        ("serve-a1-1", "n2", "starting", False),
+    ]
+    assert overlaid.missing == {asked.id: 1}
+
+
 def test_a_withdrawn_instance_is_nothing_to_wait_for():
     asked = action(withdraw=("serve-0",), removed=(placed("serve-0"),))
     there = cluster(running("serve-0"))
@@ -275,8 +288,6 @@ def test_removed_instances_are_observed_where_there_is_a_window():
     assert [(each.service, each.group, each.name) for each in ended] == [("embed", "h", "serve-0")]
     assert after.services["chat"].withdrawn == withdrawn
     assert "embed" not in after.services
-    asked = action().model_copy(update={"withdraw": withdrawn})
-    assert without(after, asked) == state
 
 
 def test_an_action_reads_back_equal():

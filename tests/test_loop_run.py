@@ -24,12 +24,13 @@ from heteroplace.loop.action import Action
 from heteroplace.loop.cluster import ClusterCommand, ClusterFile
 from heteroplace.loop.cycle import Thinker
 from heteroplace.loop.exporter import Metrics
-from heteroplace.loop.handover import HandoverError, Retrying
+from heteroplace.loop.handover import HandoverError, Retrying, delivery_lock
 from heteroplace.loop.run import Loop, Settings
 from heteroplace.loop.store import Store, read_fleet_state
 from heteroplace.policy.cluster import Cluster
 from heteroplace.policy.fleet import Fleet
 from heteroplace.policy.readings import Problem, Reading, Snapshot
+from heteroplace.policy.state import FleetState, ServiceState
 from heteroplace.profile import Profile
 from heteroplace.solve import solve
 
@@ -151,6 +152,7 @@ class Rig:
         self.file = folder / "cluster.json"
         self.show("a")
         self.clock, self.demand, self.taking = FakeClock(), Demand(), Taking()
+        self.stop = threading.Event()
         self.store = Store(folder / "state.db")
         self.fleet, self.metrics, self.settings = Fleet.from_dict(FLEET), metrics, settings
         self.patience = 900.0
@@ -174,6 +176,7 @@ class Rig:
             self.clock,
             self.metrics,
             self.cycles.append,
+            self.stop,
         )
 
     def show(self, *names, **more) -> None:
@@ -240,16 +243,40 @@ def test_after_its_patience_the_loop_asks_again(rig):
     assert rig.added()[2:] == ["serve-a2-0", "serve-a2-1"]
 
 
-def test_patience_survives_a_restart_and_does_not_count_the_time_in_between(rig):
+def test_patience_survives_a_restart_before_which_at_most_one_interval_counts(rig):
     rig.demand.value = 300.0
     rig.patience = 100.0
     rig.make()
-    for _ in range(3):
+    for _ in range(2):
         assert rig.cycle()
-    assert rig.store.pending()[0].waited == 60.0
-    rig.make()
-    assert rig.cycle(beat=10_000.0)
-    assert rig.store.pending()[0].waited == 60.0
+    assert rig.store.pending()[0].waited == 30.0
+    for beat, waited in ((10_000.0, 60.0), (12.0, 72.0), (-500.0, 72.0)):
+        rig.make()
+        rig.clock.now += beat
+        assert rig.cycle(beat=0.0)
+        assert rig.store.pending()[0].waited == waited
+    assert len(rig.taking.taken) == 1
+
+
+def test_patience_ends_where_each_cycle_is_a_process_of_its_own(rig):
+    rig.demand.value = 300.0
+    rig.patience = 100.0
+    for _ in range(7):
+        rig.make()
+        assert rig.cycle()
+    assert [each.sequence for each in rig.taking.taken] == [1, 2]
+
+
+def test_a_node_that_goes_away_does_not_stop_the_loop(rig):
+    rig.demand.value = 900.0
+    assert rig.cycle()
+    (group,) = rig.taking.taken[0].plan.groups
+    lost = [each.name for each in group.added if each.pods[0].node == "n1"]
+    assert lost
+    rig.show("a", nodes=cluster_of()["nodes"][:1])
+    assert rig.cycle()
+    # The others are still on their way.
+    assert rig.store.counts()["pending"] == 1
     assert len(rig.taking.taken) == 1
 
 
@@ -300,15 +327,74 @@ def test_while_an_action_is_not_handed_over_nothing_new_is_decided(rig, caplog):
 def test_what_was_refused_is_decided_anew(rig):
     rig.show("a", "b", "c")
     rig.demand.value = 100.0
+    assert rig.cycle()
+    (leaving,) = rig.taking.taken
+    for value in (100.0, 900.0):
+        # At the end of the window the observed ones end; later more are needed.
+        rig.demand.value = value
+        before = rig.store.fleet_state
+        rig.clock.pass_by(60.0)
+        rig.taking.mood = "refuse"
+        assert rig.cycle()
+        assert rig.store.outbox() == []
+        assert rig.store.fleet_state == before
+        rig.taking.mood = "take"
+        assert rig.cycle()
+    assert [each.sequence for each in rig.taking.taken] == [1, 3, 5]
+    assert rig.taking.taken[1].terminate == leaving.withdraw
+    assert len(rig.taking.taken[2].plan.groups[0].added) == 8
+
+
+def test_what_may_register_is_said_again_after_a_refusal(tmp_path):
+    rig = Rig(tmp_path)
+    rig.store.commit(
+        T0,
+        FleetState(
+            at=T0, services={"chat": ServiceState(counts={"serve": 1}, held={"serve": 1})}
+        ).to_json(),
+    )
+    rig.make()
     rig.taking.mood = "refuse"
     assert rig.cycle()
-    assert rig.store.outbox() == rig.store.pending() == []
-    # What it would have withdrawn still serves.
-    assert '"withdrawn":[]' in (rig.store.fleet_state or "")
+    assert len(rig.taking.tried) == 1
     rig.taking.mood = "take"
     assert rig.cycle()
-    assert [each.sequence for each in rig.taking.taken] == [2]
-    assert rig.taking.taken[0].withdraw
+    assert [each.held for each in rig.taking.taken] == [{}]
+    assert rig.cycle()
+    assert len(rig.taking.taken) == 1
+    rig.store.close()
+
+
+def test_a_state_without_fields_that_came_later_is_read(rig):
+    rig.store.commit(
+        T0,
+        json.dumps(
+            {
+                "schema": 1,
+                "at": T0,
+                "services": {
+                    "chat": {
+                        "counts": {"serve": 2},
+                        "last_out": T0 - 50.0,
+                        "withdrawn": [
+                            {
+                                **{"service": "chat", "group": "chat-0", "name": "b"},
+                                **{"role": "serve", "shape": "g1", "nodes": ["n0"]},
+                                **{"since": T0 - 40.0, "until": T0 + 20.0},
+                            }
+                        ],
+                    }
+                },
+            }
+        ),
+    )
+    rig.show("a", "b", "c")
+    rig.demand.value = 200.0
+    rig.make()
+    assert rig.cycle()
+    (action,) = rig.taking.taken
+    assert [each.name for each in action.terminate] == ["b"]
+    assert action.plan.groups == ()
 
 
 def test_an_action_names_its_reasons_and_what_it_reaches(rig):
@@ -468,7 +554,7 @@ def test_a_request_to_stop_does_not_wait_for_what_is_computed(rig):
 
     class Hanging:
         def read(self, fleet, now):
-            rig.loop.stop()
+            rig.stop.set()
             never.wait(60.0)
             return Snapshot(now, {})
 
@@ -631,6 +717,7 @@ def test_the_history_lists_decisions_with_their_reasons(tmp_path, files, capsys)
         (["--cluster", "NOWHERE"], "NOWHERE: is not a file"),
         (["--metrics", "NOWHERE"], "NOWHERE"),
         (["--fleet", "NOWHERE"], "NOWHERE: cannot be read"),
+        (["--apply", "--state", "S", "--to", ""], "--to: is not a folder"),
         (["--interval", "0"], "greater than 0"),
         (["--interval", "-5"], "must not be negative"),
         (["--interval", "nan"], "finite"),
@@ -638,6 +725,9 @@ def test_the_history_lists_decisions_with_their_reasons(tmp_path, files, capsys)
         (["--patience", "1e99"], "ten years"),
         (["--cycles", "0"], "from 1 to"),
         (["--cycles", "two"], "from 1 to"),
+        (["--cycles", "0" * 11 + "9" * 20], "from 1 to"),
+        (["--drop", "x"], "--state: is missing"),
+        (["--drop", "x", "--state", "S"], "--fleet: does not go with --drop"),
         (["--now", "yesterday"], "unix seconds"),
         (["--now", "2026-01-31T08:00:00"], "with its zone"),
         (["--now", "nan"], "unix seconds"),
@@ -697,6 +787,45 @@ def test_a_second_run_on_the_same_state_is_refused(tmp_path, files, capsys):
     with Store(tmp_path / "state.db"):
         assert main(["run", *files, *applying(tmp_path, "--cycles", "1")]) == 2
     assert "is in use by another run" in capsys.readouterr().err
+
+
+def test_an_action_that_nobody_takes_can_be_dropped(tmp_path, files, capsys):
+    taken = tmp_path / "taken"
+    state = ["--state", str(tmp_path / "state.db")]
+    run = ["run", *files, *state, "--apply", "--solver", "greedy", "--cycles", "1"]
+    never = [*run, "--attempts", "1", "--to-command", "sh -c 'echo never >&2; exit 1'"]
+    for _ in range(2):
+        assert main(never) == 1
+    error = capsys.readouterr().err
+    (name,) = set(re.findall(r"action (\S+): sh: exit code 1: never", error))
+    drop = ["run", *state, "--drop"]
+    for wrong, message in ((name[:-1], f"only {name}"), ("", f"only {name}")):
+        assert main([*drop, wrong]) == 2
+        assert message in capsys.readouterr().err
+    receipts = tmp_path / "state.db.receipts"
+    with delivery_lock(receipts, 0.0):
+        assert main([*drop, name]) == 2
+    assert "still runs; try again later" in capsys.readouterr().err
+    (receipts / f"{name}.receipt").touch()
+    assert main([*drop, name]) == 2
+    assert "was accepted, as a receipt says" in capsys.readouterr().err
+    (receipts / f"{name}.receipt").unlink()
+    with Store(tmp_path / "state.db"):
+        assert main([*drop, name]) == 2
+    assert "is in use by another run" in capsys.readouterr().err
+    assert main([*drop, name]) == 0
+    assert capsys.readouterr().out == f"action {name} is forgotten; the next run decides anew\n"
+    assert main([*drop, name]) == 2
+    assert "none" in capsys.readouterr().err
+    assert main([*run, "--to-command", f"sh -c 'cat > {taken}'"]) == 0
+    action = Action.from_json(taken.read_text())
+    assert (action.sequence, len(action.plan.groups[0].added)) == (2, 2)
+
+
+def test_dropping_makes_no_state(tmp_path, capsys):
+    assert main(["run", "--state", str(tmp_path / "state.db"), "--drop", "x"]) == 2
+    assert "holds no state" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_failed_cycle_of_a_few_is_told_by_the_exit_code(tmp_path, files, capsys):
@@ -760,7 +889,8 @@ class Process:
             )
 
     def lines(self) -> list[dict[str, object]]:
-        return [json.loads(line) for line in self.log.read_text().splitlines()]
+        # The last one may be half written.
+        return [json.loads(line) for line in self.log.read_text().split("\n")[:-1]]
 
     def end(self, number: int) -> int:
         self.process.send_signal(number)
@@ -809,6 +939,35 @@ def test_a_signal_ends_the_loop_while_it_reads_the_cluster(tmp_path, files):
     assert read_fleet_state(tmp_path / "state.db") is None
     # Nothing is left running.
     until(lambda: not Path(f"/proc/{begun.read_text().strip()}").exists(), 10.0)
+
+
+IMPATIENT = """
+import os, signal, sys, threading
+from heteroplace.cli import main
+from heteroplace.loop import command, store
+
+class Store(store.Store):
+    def __init__(self, path):
+        super().__init__(path)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+store.Store = Store
+code = main(sys.argv[1:])
+stop = threading.Event()
+with command._signals(stop), stop._cond:  # As while the main thread begins to wait.
+    os.kill(os.getpid(), signal.SIGTERM)
+sys.exit(code if stop.wait(60) else 5)
+"""
+
+
+def test_a_signal_ends_it_at_any_moment_since_the_state_is_in_use(tmp_path, files):
+    ended = subprocess.run(
+        [sys.executable, "-c", IMPATIENT, "run", *files, *applying(tmp_path)],
+        timeout=300,
+        check=False,
+    )
+    assert ended.returncode == 0
+    assert read_fleet_state(tmp_path / "state.db") is None
 
 
 def test_metrics_and_logs_of_a_process(tmp_path, files):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -37,14 +38,21 @@ def path(tmp_path):
     return tmp_path / "state.db"
 
 
-@pytest.fixture
-def filled(path):
+@pytest.fixture(scope="module")
+def template(tmp_path_factory):
+    path = tmp_path_factory.mktemp("template") / "state.db"
     with Store(path) as store:
         for number in range(50):
             _, name = store.next_action()
             store.commit(float(number), f'{{"n": {number}}}', [entry(number, name)], f"doc {name}")
             if number % 2:
                 store.delivered(name, float(number))
+    return path
+
+
+@pytest.fixture
+def filled(path, template):
+    shutil.copyfile(template, path)
     return path
 
 
@@ -112,10 +120,45 @@ def test_refused_actions_leave_the_outbox_with_the_state_in_one_step(path):
     with Store(path) as store:
         _, name = store.next_action()
         store.commit(1.0, '{"with": 1}', [], "doc")
-        store.refused(name, 2.0, '{"without": 1}')
+        store.refused(name, 2.0)
         assert store.outbox() == store.pending() == []
-        assert store.fleet_state == '{"without": 1}'
-        assert store.next_action()[0] == 2
+        assert store.fleet_state is None
+        store.commit(3.0, '{"before": 1}')
+        sequence, name = store.next_action()
+        assert sequence == 2
+        store.commit(4.0, '{"with": 2}', [], "doc")
+        store.refused(name, 5.0)
+        assert store.fleet_state == '{"before": 1}'
+
+
+def to_schema_1(path: Path) -> None:
+    """What the release before wrote."""
+    with sqlite3.connect(path) as connection:
+        connection.execute("ALTER TABLE action DROP COLUMN before")
+        connection.execute("PRAGMA user_version = 1")
+    connection.close()
+
+
+def test_a_state_of_schema_1_is_read_as_it_is_and_brought_up_to_date(path):
+    with Store(path) as store:
+        store.commit(1.0, '{"n": 1}', [entry(1)], "doc")
+        (waiting,) = store.outbox()
+    to_schema_1(path)
+    before = contents(path)
+    assert read_history(path, 5) == [entry(1)]
+    assert read_fleet_state(path) == '{"n": 1}'
+    dry = Store.in_memory(path)
+    assert dry.outbox() == [waiting]
+    dry.close()
+    assert contents(path) == before
+    with Store(path) as store:
+        assert store._value("PRAGMA user_version") == SCHEMA
+        assert store.outbox() == [waiting]
+        # The state before it was not kept then, so that the one there stays.
+        store.refused(waiting.id, 2.0)
+        assert store.fleet_state == '{"n": 1}'
+    with Store(path) as store:
+        assert store.outbox() == []
 
 
 def test_the_history_keeps_the_last_decisions_and_numbers_count_on(path):
@@ -218,7 +261,7 @@ def foreign(path: Path) -> None:
         (damaged_pages, "is damaged"),
         (cut_off, "is damaged"),
         (damaged_index, "is damaged"),
-        (newer, f"has schema {SCHEMA + 1}, this release reads {SCHEMA}"),
+        (newer, f"has schema {SCHEMA + 1}, this release reads 1 to {SCHEMA}"),
         (foreign, "another program"),
     ],
 )

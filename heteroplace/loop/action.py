@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Annotated, Literal
 
@@ -26,7 +26,7 @@ LONGEST_ROLE = 200
 
 
 class Outlook(Noun):
-    """What the plan reaches, as the checker found it.
+    """What the plan reaches.
 
     Parameters
     ----------
@@ -199,42 +199,10 @@ def removals(
     return state, tuple(withdrawn), tuple(ended)
 
 
-def without(state: FleetState, action: Action) -> FleetState:
-    """The state without the observations that an action would have begun: it was refused.
-
-    Parameters
-    ----------
-    state
-        That has them.
-    action
-        What was refused.
-    """
-    undone = {(each.service, each.group, each.name) for each in action.withdraw}
-    if not undone:
-        return state
-    services = {}
-    for name, service in state.services.items():
-        kept = tuple(
-            each
-            for each in service.withdrawn
-            if (each.service, each.group, each.name) not in undone
-        )
-        services[name] = service.model_copy(update={"withdrawn": kept})
-    return state.model_copy(update={"services": services})
-
-
-def outlook(result: Result, unmet: Iterable[Unmet]) -> Outlook:
-    """Sum a checked result up.
-
-    Parameters
-    ----------
-    result
-        Of a solver; must not be ``invalid``.
-    unmet
-        As the evaluator found it.
-    """
+def outlook(result: Result) -> Outlook:
+    """Sum a checked result up."""
     status: Literal["optimal", "feasible"] = "optimal" if result.status == "optimal" else "feasible"
-    return Outlook(status=status, solver=result.solver, steps=result.steps, unmet=tuple(unmet))
+    return Outlook(status=status, solver=result.solver, steps=result.steps, unmet=result.unmet)
 
 
 def _withdrawn(state: FleetState, service: str) -> tuple[Withdrawn, ...]:

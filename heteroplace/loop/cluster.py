@@ -7,6 +7,7 @@ import signal
 import subprocess
 import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Protocol
 
 from heteroplace.errors import InputError
@@ -89,7 +90,8 @@ class ClusterCommand:
         """End the command if it runs."""
         process = self._process
         if process is not None and process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
+            with suppress(ProcessLookupError):  # It may end by itself in the meantime.
+                os.killpg(process.pid, signal.SIGKILL)
 
     def read(self) -> Cluster:
         """Run the command."""

@@ -10,6 +10,8 @@ import shlex
 import signal
 import sys
 import threading
+import time
+from _thread import start_new_thread
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
@@ -28,13 +30,13 @@ if TYPE_CHECKING:
     from heteroplace.loop.cluster import ClusterReader
     from heteroplace.loop.cycle import Cycle, Thinker
     from heteroplace.loop.handover import Retrying
-    from heteroplace.loop.run import Loop
     from heteroplace.policy.fleet import Fleet
     from heteroplace.policy.readings import Source
     from heteroplace.profile import Profile
 
 
 SHORTEST = 1.0
+INPUTS = ("fleet", "cluster", "cluster_command", "metrics", "now")
 
 
 @dataclass
@@ -72,6 +74,14 @@ def _needed(arguments: argparse.Namespace, *names: str) -> None:
     for name in names:
         if getattr(arguments, name) is None:
             raise InputError(f"--{name}", "is missing; give it")
+
+
+def _alone(arguments: argparse.Namespace, mode: str, *names: str) -> None:
+    """Refuse options that do not go with one that asks for something else."""
+    for name in names:
+        if getattr(arguments, name) not in (None, False):
+            option = f"--{name.replace('_', '-')}"
+            raise InputError(option, f"does not go with {mode}; leave one of them out")
 
 
 def _fleet(arguments: argparse.Namespace) -> Fleet:
@@ -150,7 +160,7 @@ def targets(arguments: argparse.Namespace) -> Shown:
     if arguments.history is not None:
         return _history(arguments)
     if arguments.service is not None:
-        raise InputError("--service", "goes with --history; drop one of them")
+        raise InputError("--service", "goes with --history; leave it out")
     from heteroplace.loop.cycle import CycleError, Phases
     from heteroplace.loop.run import inputs_of, read_state
     from heteroplace.loop.store import Store
@@ -199,10 +209,7 @@ def _history(arguments: argparse.Namespace) -> Shown:
     from heteroplace.loop.tables import history_table
 
     _needed(arguments, "state")
-    for name in ("fleet", "cluster", "cluster_command", "metrics", "now", "out"):
-        if getattr(arguments, name) is not None:
-            option = f"--{name.replace('_', '-')}"
-            raise InputError(option, "does not go with --history; drop one of them")
+    _alone(arguments, "--history", *INPUTS, "out")
     entries = read_history(arguments.state, arguments.history, arguments.service)
     rows = [
         {
@@ -256,13 +263,17 @@ def run(
     from heteroplace.loop.run import Loop, Settings
     from heteroplace.loop.store import Store
 
+    if arguments.drop is not None:
+        show(_drop(arguments))
+        return False
     _check_handover(arguments)
     thinker = _thinker(arguments, profile, follow=True)
     interval = arguments.interval or thinker.fleet.interval
     if arguments.time_limit is None and arguments.profile is None:
         thinker = replace(thinker, profile=_in_time(profile, interval))
-    clock = _clock(arguments)
+    clock, stop = _clock(arguments), threading.Event()
     with ExitStack() as stack:
+        stack.enter_context(_signals(stop))
         stack.enter_context(_logging(arguments.log_json, arguments.verbose))
         stack.callback(thinker.cluster.close)
         if arguments.apply:
@@ -292,10 +303,44 @@ def run(
             clock,
             metrics,
             _reporter(arguments, emit, show),
+            stop,
         )
-        stack.enter_context(_signals(loop))
         failed = loop.run()
     return bool(failed and arguments.cycles)
+
+
+def _drop(arguments: argparse.Namespace) -> str:
+    """Forget an action of the outbox, as if its receiver had refused it."""
+    from heteroplace.loop.handover import HandoverError, delivery_lock, receipt_of
+    from heteroplace.loop.statefile import require
+    from heteroplace.loop.store import Store
+
+    _needed(arguments, "state")
+    _alone(arguments, "--drop", *INPUTS, "apply", "to", "to_command", "ask", "listen", "cycles")
+    require(arguments.state)
+    receipts = Path(_receipts(arguments))
+    with Store(arguments.state) as store, ExitStack() as stack:
+        waiting = [each.id for each in store.outbox()]
+        if arguments.drop not in waiting:
+            found = f"only {', '.join(waiting)}" if waiting else "none"
+            raise InputError(
+                "--drop", f"{arguments.drop!r} does not wait to be handed over; {found}"
+            )
+        if receipts.is_dir():
+            try:
+                stack.enter_context(delivery_lock(receipts, 0.0))
+            except (HandoverError, OSError) as error:
+                raise InputError(str(receipts), f"{error}; try again later") from None
+            if receipt_of(receipts, arguments.drop).exists():
+                raise InputError(
+                    "--drop", "was accepted, as a receipt says; start the run again instead"
+                )
+        store.refused(arguments.drop, time.time())
+    return f"action {arguments.drop} is forgotten; the next run decides anew"
+
+
+def _receipts(arguments: argparse.Namespace) -> str:
+    return f"{arguments.state}.receipts"
 
 
 def _in_time(profile: Profile, interval: float) -> Profile:
@@ -311,7 +356,7 @@ def _check_handover(arguments: argparse.Namespace) -> None:
     if arguments.to is not None and arguments.to_command is not None:
         raise InputError("--to", "give either --to FOLDER or --to-command COMMAND")
     if arguments.ask is not None and arguments.to_command is None:
-        raise InputError("--ask", "goes with --to-command; drop it")
+        raise InputError("--ask", "goes with --to-command; leave it out")
     if arguments.apply:
         if arguments.to is None and arguments.to_command is None:
             raise InputError("--apply", "needs --to FOLDER or --to-command COMMAND")
@@ -330,7 +375,7 @@ def _handover(arguments: argparse.Namespace, clock: Clock) -> Retrying:
     else:
         handover = CommandHandover(
             _words("--to-command", arguments.to_command),
-            f"{arguments.state}.receipts",
+            _receipts(arguments),
             arguments.handover_timeout,
             None if arguments.ask is None else _words("--ask", arguments.ask),
         )
@@ -397,8 +442,8 @@ def _logging(as_json: bool, verbose: bool) -> Iterator[None]:
 
 
 @contextmanager
-def _signals(loop: Loop) -> Iterator[None]:
-    """End the loop on SIGTERM and SIGINT; a second one ends the process at once."""
+def _signals(stop: threading.Event) -> Iterator[None]:
+    """Set ``stop`` on SIGTERM and SIGINT; a second one ends the process at once."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -407,7 +452,9 @@ def _signals(loop: Loop) -> Iterator[None]:
     def ask(number: int, _frame: object) -> None:
         for each in before:
             signal.signal(each, signal.SIG_DFL)
-        loop.stop()
+        # Not here: this runs in the midst of what the main thread does, which may be holding the
+        # event's own lock.
+        start_new_thread(stop.set, ())
 
     for each in before:
         signal.signal(each, ask)

@@ -1,12 +1,11 @@
 """Runs one command for one action and leaves a receipt; needs nothing but Python itself.
 
 It is a process of its own so that a loop that is killed does not take the command with it: the
-courier waits for the command, ends it when its time is over, and writes down that it accepted. It
-holds the delivery lock, which it was born with, until it ends.
+courier waits for the command, ends it when its time is over, and leaves the receipt if it accepted.
+It holds the delivery lock, which it was born with, until it ends.
 
 Started as ``python courier.py RECEIPT SECONDS COMMAND...`` with the action on standard input. Exits
-with the command's code, :data:`TOO_LONG` if its time was over, :data:`NOT_STARTED` if it could not
-be started, :data:`NO_RECEIPT` if it accepted but the receipt could not be written.
+with the command's code, or with one of its own and a sentence on standard error.
 """
 
 import json
@@ -24,35 +23,57 @@ NOT_STARTED = 127
 def main(arguments: list[str]) -> int:
     """Run the command and return the exit code."""
     receipt, seconds, command = arguments[0], float(arguments[1]), arguments[2:]
+    prepared = f"{receipt}.tmp"
+    try:
+        # Before the command: a full disk must not be found out when it has accepted.
+        prepare(prepared)
+    except OSError as error:
+        return failed(NO_RECEIPT, f"was not run: {prepared} cannot be written: {error.strerror}")
+    code = run(command, seconds)
+    try:
+        if code == 0:
+            leave(prepared, receipt)
+        else:
+            os.unlink(prepared)
+    except OSError as error:
+        return failed(NO_RECEIPT, f"exit code {code}, but {receipt}: {error.strerror}")
+    return code
+
+
+def run(command: list[str], seconds: float) -> int:
+    """Run the command, for so many seconds at most."""
     try:
         # Its own session: what it starts can be ended with it.
         process = subprocess.Popen(command, start_new_session=True)
     except (OSError, ValueError) as error:
-        sys.stderr.write(f"cannot be started: {getattr(error, 'strerror', None) or error}\n")
-        return NOT_STARTED
+        reason = getattr(error, "strerror", None) or error
+        return failed(NOT_STARTED, f"could not be started: {reason}")
     try:
         code = process.wait(timeout=seconds)
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-        return TOO_LONG
-    if code == 0:
-        try:
-            leave(receipt)
-        except OSError as error:
-            sys.stderr.write(f"receipt cannot be written: {error}\n")
-            return NO_RECEIPT
+        return failed(TOO_LONG, f"took longer than {seconds:g} s")
     return code if code >= 0 else 128 - code
 
 
-def leave(receipt: str) -> None:
-    """Write the receipt whole or not at all, so that it survives a power failure."""
-    temporary = f"{receipt}.tmp"
-    with open(temporary, "w", encoding="utf-8") as file:
-        json.dump({"accepted_at": time.time()}, file)
+def failed(code: int, why: str) -> int:
+    """Say why, and return the code."""
+    sys.stderr.write(f"\n{why}\n")
+    return code
+
+
+def prepare(prepared: str) -> None:
+    """Write what will be the receipt."""
+    with open(prepared, "w", encoding="utf-8") as file:
+        json.dump({"handed_over_at": time.time()}, file)
         file.flush()
         os.fsync(file.fileno())
-    os.replace(temporary, receipt)
+
+
+def leave(prepared: str, receipt: str) -> None:
+    """Put the receipt in its place, so that it survives a power failure."""
+    os.replace(prepared, receipt)
     folder = os.open(os.path.dirname(receipt) or ".", os.O_RDONLY)
     try:
         os.fsync(folder)

@@ -13,14 +13,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from heteroplace.check import check_and_evaluate
+from heteroplace.check import check
 from heteroplace.errors import InputError
 from heteroplace.instance import Instance
 from heteroplace.loop.action import Action, iso, named, outlook, removals
 from heteroplace.loop.cluster import ClusterReader
 from heteroplace.loop.exporter import Observation
 from heteroplace.loop.pending import Overlaid, overlay
-from heteroplace.plan import Evaluation, Result, Unmet
+from heteroplace.plan import Result
 from heteroplace.policy.assemble import assemble, free_gpus, observe
 from heteroplace.policy.cluster import Cluster
 from heteroplace.policy.decide import decide
@@ -244,8 +244,8 @@ class Thinker:
         with phases("solve"):
             result = solve(decided.instance, self.profile)
         with phases("check"):
-            evaluation = self._checked(decided.instance, result)
-        state, action = self._action(inputs, decided, result, evaluation)
+            self._check(decided.instance, result)
+            state, action = self._action(inputs, decided, result)
         return Cycle(
             now=inputs.now,
             decisions=decided.decisions,
@@ -266,9 +266,9 @@ class Thinker:
                 "find out why nobody writes it, or raise --max-cluster-age",
             )
 
-    def _checked(self, instance: Instance, result: Result) -> Evaluation:
-        """Evaluate a plan that no constraint forbids."""
-        violations, evaluation = check_and_evaluate(instance, result.plan)
+    def _check(self, instance: Instance, result: Result) -> None:
+        """Refuse a plan that breaks a constraint."""
+        violations = check(instance, result.plan)
         if violations:
             first = violations[0]
             raise CycleError(
@@ -276,10 +276,9 @@ class Thinker:
                 f"the plan of {result.solver} breaks {len(violations)} constraints and is not "
                 f"handed over ({first.constraint}: {first.message})",
             )
-        return evaluation
 
     def _action(
-        self, inputs: Inputs, decided: Decided, result: Result, evaluation: Evaluation
+        self, inputs: Inputs, decided: Decided, result: Result
     ) -> tuple[FleetState, Action | None]:
         """The action, if anything changes, and the state that goes with it."""
         plan = named(result.plan, decided.instance, inputs.sequence)
@@ -307,7 +306,7 @@ class Thinker:
             terminate=terminate,
             restore=restore,
             held=held,
-            outlook=outlook(result, _unmet(evaluation)),
+            outlook=outlook(result),
         )
 
 
@@ -322,19 +321,6 @@ def _some(held: Mapping[str, Mapping[str, int]]) -> dict[str, dict[str, int]]:
         name: {role: count for role, count in each.items() if count} for name, each in held.items()
     }
     return {name: each for name, each in roles.items() if each}
-
-
-def _unmet(evaluation: Evaluation) -> Iterator[Unmet]:
-    for each in evaluation.roles:
-        if each.unmet:
-            yield Unmet(
-                service=each.service,
-                role=each.role,
-                target=float(each.target),
-                delivered=float(each.delivered),
-                unmet=float(each.unmet),
-                unmet_gpus=float(each.unmet_gpus),
-            )
 
 
 def observation(cycle: Cycle) -> Observation:

@@ -200,9 +200,10 @@ class Exporter:
         host, port = parse_address(address)
         try:
             self._server, self._thread = start_http_server(port, host, metrics.registry)
-        except OSError as error:
+        except (OSError, UnicodeError) as error:
+            reason = getattr(error, "strerror", None) or error
             raise InputError(
-                "--listen", f"{address} cannot be used: {error.strerror or error}; name another"
+                "--listen", f"{address} cannot be used: {reason}; name another"
             ) from None
         self.port: int = self._server.server_port
 
@@ -223,6 +224,13 @@ def parse_address(text: str) -> tuple[str, int]:
     """
     host, colon, port = text.rpartition(":")
     host = host.removeprefix("[").removesuffix("]")
-    if not colon or not host or not port.isascii() or not port.isdigit() or int(port[:6]) > 65535:
+    if (
+        not colon
+        or not host
+        or not port.isascii()
+        or not port.isdigit()
+        or len(port) > 5
+        or int(port) > 65535
+    ):
         raise InputError("--listen", f"must be HOST:PORT as in 127.0.0.1:9464, got {text[:60]!r}")
     return host, int(port)

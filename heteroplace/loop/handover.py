@@ -7,14 +7,13 @@ import logging
 import os
 import random
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import IO, Literal, Protocol
@@ -32,6 +31,7 @@ DONE_FOLDER = "done"
 ACTION_ID = "HETEROPLACE_ACTION_ID"
 REFUSED = os.EX_DATAERR
 RECEIPT = ".receipt"
+STILL_RUNS = "a command that was started earlier still runs"
 ASK_YES, ASK_NO = 0, 1
 GRACE = 5.0
 MOST_SHOWN = 2000
@@ -77,8 +77,10 @@ class FolderHandover:
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self.folder = Path(folder)
-        if not self.folder.is_dir():
-            raise InputError(str(folder), "is not a folder; make it or name another for --to")
+        if not os.fspath(folder) or not self.folder.is_dir():
+            raise InputError(
+                str(folder) or "--to", "is not a folder; make it or name another for --to"
+            )
         if not os.access(self.folder, os.W_OK | os.X_OK):
             raise InputError(str(folder), "cannot be written; change its rights or name another")
 
@@ -175,49 +177,31 @@ class CommandHandover:
 
     def deliver(self, action: Recorded) -> Outcome:
         """Run the command, unless a receipt or the receiver says that it has the action."""
-        with self._lock() as lock:
-            if self._receipt(action.id).exists():
-                log.info("action %s: a receipt says that it was accepted", action.id)
-                return "delivered"
-            if action.attempts and self.ask is not None and self._has(action.id):
-                log.info("action %s: the receiver says that it has it", action.id)
-                return "delivered"
-            code, words = self._run(action, lock)
+        try:
+            with delivery_lock(self.receipts, self.timeout + GRACE) as lock:
+                if receipt_of(self.receipts, action.id).exists():
+                    log.info("action %s: a receipt says that it was accepted", action.id)
+                    return "delivered"
+                if action.attempts and self.ask is not None and self._has(action.id):
+                    log.info("action %s: the receiver says that it has it", action.id)
+                    return "delivered"
+                code, words = self._run(action, lock)
+        except OSError as error:
+            where = error.filename or self.receipts
+            raise HandoverError(f"{where} cannot be used: {error.strerror or error}") from None
         if code == 0:
             return "delivered"
         if code == REFUSED:
             log.error("action %s was refused: %s", action.id, words or "no reason given")
             return "refused"
-        raise HandoverError(f"{self.command[0]}: {_meaning(code, self.timeout)}{_after(words)}")
+        raise HandoverError(f"{self.command[0]}: exit code {code}{f': {words}' if words else ''}")
 
     def tidy(self, open_actions: Collection[str]) -> None:
         """Drop the receipts of actions that are not open."""
-        for receipt in self.receipts.glob(f"*{RECEIPT}"):
-            if receipt.name.removesuffix(RECEIPT) not in open_actions:
-                receipt.unlink(missing_ok=True)
-
-    def _receipt(self, action: str) -> Path:
-        return self.receipts / f"{action}{RECEIPT}"
-
-    @contextmanager
-    def _lock(self) -> Iterator[int]:
-        """Hold the delivery lock; wait for a command that an earlier loop has left running."""
-        lock = os.open(self.receipts / "lock", os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            until = time.monotonic() + self.timeout + GRACE
-            while True:
-                try:
-                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except BlockingIOError:
-                    if time.monotonic() > until:
-                        raise HandoverError(
-                            f"{self.command[0]}: one that was started earlier still runs"
-                        ) from None
-                    time.sleep(POLL)
-            yield lock
-        finally:
-            os.close(lock)
+        for receipt in self.receipts.glob(f"*{RECEIPT}*"):
+            if receipt.name.partition(RECEIPT)[0] not in open_actions:
+                with suppress(OSError):  # One that stays does no harm.
+                    receipt.unlink()
 
     def _run(self, action: Recorded, lock: int) -> tuple[int, str]:
         """Exit code of the command and the end of what it said on standard error."""
@@ -228,7 +212,7 @@ class CommandHandover:
             process = _started(
                 [
                     *(sys.executable, "-I", "-S", courier.__file__),
-                    *(str(self._receipt(action.id)), str(self.timeout)),
+                    *(str(receipt_of(self.receipts, action.id)), str(self.timeout)),
                     *self.command,
                 ],
                 document,
@@ -239,9 +223,8 @@ class CommandHandover:
             try:
                 code = process.wait(timeout=self.timeout + GRACE)
             except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
-                code = courier.TOO_LONG
+                # Not ended: the command would live on, and the next one run beside it.
+                raise HandoverError(f"{self.command[0]}: {STILL_RUNS}") from None
             size = said.seek(0, os.SEEK_END)
             said.seek(max(0, size - MOST_SHOWN))
             return code, " ".join(said.read().decode("utf-8", "replace").split())
@@ -271,6 +254,45 @@ class CommandHandover:
                 f"{ASK_NO} (it has not)"
             )
         return code == ASK_YES
+
+
+def receipt_of(receipts: Path, action: str) -> Path:
+    """The file that says that a command accepted an action."""
+    return receipts / f"{action}{RECEIPT}"
+
+
+@contextmanager
+def delivery_lock(receipts: Path, seconds: float) -> Iterator[int]:
+    """Hold the lock that a courier holds while its command runs.
+
+    Parameters
+    ----------
+    receipts
+        The folder of the receipts; it must be there.
+    seconds
+        How long to wait for a command that an earlier loop has left running.
+
+    Raises
+    ------
+    HandoverError
+        If it still runs then.
+    OSError
+        If the lock cannot be opened.
+    """
+    lock = os.open(receipts / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        until = time.monotonic() + seconds
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > until:
+                    raise HandoverError(STILL_RUNS) from None
+                time.sleep(POLL)
+        yield lock
+    finally:
+        os.close(lock)
 
 
 def _started(
@@ -319,20 +341,6 @@ def require_program(option: str, command: Sequence[str]) -> None:
 
 def _environment(action: str) -> Mapping[str, str]:
     return {**os.environ, ACTION_ID: action}
-
-
-def _after(words: str) -> str:
-    return f": {words}" if words else ""
-
-
-def _meaning(code: int, timeout: float) -> str:
-    if code == courier.TOO_LONG:
-        return f"took longer than {timeout:g} s"
-    if code == courier.NOT_STARTED:
-        return "could not be started"
-    if code == courier.NO_RECEIPT:
-        return "accepted, but the receipt could not be written"
-    return f"exit code {code}"
 
 
 class Retrying:

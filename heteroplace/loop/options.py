@@ -17,7 +17,7 @@ LAST = 20
 
 def add_targets_options(command: argparse.ArgumentParser) -> None:
     """Declare the options of ``targets``."""
-    _add_inputs(command, required=False)
+    _add_inputs(command)
     command.add_argument("--state", metavar="FILE", help="state of a run to begin with; only read")
     command.add_argument(
         "--out", metavar="INSTANCE", help="write the placement instance that solve reads"
@@ -36,7 +36,7 @@ def add_targets_options(command: argparse.ArgumentParser) -> None:
 
 def add_run_options(command: argparse.ArgumentParser) -> None:
     """Declare the options of ``run``, but for those of the solver."""
-    _add_inputs(command, required=True)
+    _add_inputs(command)
     command.add_argument(
         "--state", metavar="FILE", help="what survives a restart (SQLite); needed with --apply"
     )
@@ -102,12 +102,15 @@ def add_run_options(command: argparse.ArgumentParser) -> None:
         metavar="TIME",
         help="an action may take to show on the cluster, default 15m",
     )
-
-
-def _add_inputs(command: argparse.ArgumentParser, *, required: bool) -> None:
-    command.add_argument(
-        "--fleet", metavar="FILE", required=required, help="services and policies (TOML or JSON)"
+    handover.add_argument(
+        "--drop",
+        metavar="ID",
+        help="instead: forget an action that waits in --state and that no receiver will take",
     )
+
+
+def _add_inputs(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--fleet", metavar="FILE", help="services and policies (TOML or JSON)")
     command.add_argument("--cluster", metavar="FILE", help="nodes and what runs on them (JSON)")
     command.add_argument(
         "--cluster-command", metavar="COMMAND", help="a command that prints the cluster instead"
@@ -139,7 +142,8 @@ def _add_inputs(command: argparse.ArgumentParser, *, required: bool) -> None:
 
 def _whole(what: str, most: int) -> Callable[[str], int]:
     def parse(text: str) -> int:
-        if not (text.isascii() and text.isdigit()) or not 1 <= int(text[:12]) <= most:
+        plain = text.isascii() and text.isdigit() and len(text) <= 12
+        if not plain or not 1 <= int(text) <= most:
             raise argparse.ArgumentTypeError(f"must be from 1 to {most} {what}, got {text[:40]!r}")
         return int(text)
 

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from heteroplace.loop.action import Action
-from heteroplace.plan import PlacedInstance, PlanGroup
+from heteroplace.plan import MovedInstance, PlacedInstance, PlanGroup
 from heteroplace.policy.cluster import Cluster, ClusterGroup, ClusterInstance
 from heteroplace.policy.state import Withdrawn
 
@@ -97,6 +97,7 @@ class _View:
 
     def __init__(self, cluster: Cluster) -> None:
         self._cluster = cluster
+        self._nodes = {node.name for node in cluster.nodes}
         self._groups = {
             group.name: _Group(group, {str(each.name): each for each in group.instances})
             for group in cluster.running
@@ -139,7 +140,7 @@ class _View:
             shown = None if group is None else _found(group, each, known)
             if group is not None and shown is not None:
                 group.claimed.add(shown)
-            elif (plan.name, str(each.name)) not in ended:
+            elif (plan.name, str(each.name)) not in ended and self._has_nodes(each):
                 lacking.append(each)
         if lacking:
             started = {str(each.name): _starting(each) for each in lacking}
@@ -161,10 +162,19 @@ class _View:
         for each in plan.moved:
             nodes = tuple(pod.node for pod in each.pods)
             group, running = self._running(plan.name, str(each.name))
-            if group is not None and running is not None and running.nodes != nodes:
+            if (
+                group is not None
+                and running is not None
+                and running.nodes != nodes
+                and self._has_nodes(each)
+            ):
                 self._put(group, running, nodes=nodes)
                 lacking += 1
         return lacking
+
+    def _has_nodes(self, each: PlacedInstance | MovedInstance) -> bool:
+        """Whether an instance can still come: its nodes are there."""
+        return all(pod.node in self._nodes for pod in each.pods)
 
     def _ended(self, each: Withdrawn) -> int:
         group, running = self._running(each.group, each.name)

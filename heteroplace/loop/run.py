@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from heteroplace.errors import InputError
-from heteroplace.loop.action import Action, without
+from heteroplace.loop.action import Action
 from heteroplace.loop.clock import Clock, Pace
 from heteroplace.loop.cycle import Cycle, CycleError, Inputs, Phases, Thinker, observation
 from heteroplace.loop.exporter import Metrics
@@ -69,6 +69,8 @@ class Loop:
         Counts for Prometheus; null for none.
     report
         Called with each cycle that ended well.
+    stop
+        Set by another thread when the loop should end; null for never.
 
     Notes
     -----
@@ -85,6 +87,7 @@ class Loop:
         clock: Clock,
         metrics: Metrics | None = None,
         report: Callable[[Cycle], None] | None = None,
+        stop: threading.Event | None = None,
     ) -> None:
         self._thinker = thinker
         self._store = store
@@ -93,15 +96,11 @@ class Loop:
         self._clock = clock
         self._metrics = metrics
         self._report = report
-        self._stop = threading.Event()
+        self._stop = threading.Event() if stop is None else stop
         self._state = read_state(store)
         self._problems: frozenset[Problem] = frozenset()
         self._drivers: dict[str, str] = {}
         self._looked_at: float | None = None
-
-    def stop(self) -> None:
-        """Ask the loop to end; safe to call from a signal handler or another thread."""
-        self._stop.set()
 
     def run(self) -> int:
         """Run until asked to stop, or for as many cycles as the settings say.
@@ -186,11 +185,17 @@ class Loop:
             raise CycleError("commit", str(error)) from None
 
     def _elapsed(self) -> float:
-        """Seconds since the last cycle that was kept; time in which nothing ran does not count.
+        """Seconds since the last cycle that was kept.
 
-        Monotonic, so that a jump of the wall clock does not use an action's patience up.
+        Monotonic, so that a jump of the wall clock does not use an action's patience up. Of the
+        time before this process at most one interval counts: enough where each cycle is a process.
         """
-        return 0.0 if self._looked_at is None else self._clock.monotonic() - self._looked_at
+        steady = self._clock.monotonic()
+        if self._looked_at is None:
+            last = self._state.at
+            before = 0.0 if last is None else self._clock.wall() - last
+            self._looked_at = steady - min(max(before, 0.0), self._settings.interval)
+        return steady - self._looked_at
 
     def _aside(self, call: Callable[[Inputs], T], inputs: Inputs) -> T:
         """Run something that can be given up, until it ends or the loop is asked to stop."""
@@ -330,9 +335,8 @@ class Loop:
         if outcome == "delivered":
             self._store.delivered(recorded.id, self._clock.wall())
         else:
-            action = Action.from_json(recorded.document, self._store.path)
-            self._state = without(self._state, action)
-            self._store.refused(recorded.id, self._clock.wall(), self._state.to_json())
+            self._store.refused(recorded.id, self._clock.wall())
+            self._state = read_state(self._store)
         self._handover.handover.tidy([each.id for each in self._store.outbox()])
         log.info(
             "action %s was %s",

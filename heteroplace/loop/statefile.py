@@ -11,7 +11,8 @@ from pathlib import Path
 
 from heteroplace.errors import InputError
 
-SCHEMA = 1
+SCHEMA = 2
+FIRST_SCHEMA = 1
 APPLICATION = 0x68706C63  # "hplc"
 MAGIC = b"SQLite format 3\0"
 BUSY_SECONDS = 5.0
@@ -43,11 +44,11 @@ def examine(path: str) -> None:
                 raise InputError(
                     path, "is the database of another program; name another file for --state"
                 )
-            if schema != SCHEMA:
+            if not FIRST_SCHEMA <= schema <= SCHEMA:
                 raise InputError(
                     path,
-                    f"has schema {schema}, this release reads {SCHEMA}; use the release that "
-                    "wrote it or name another file for --state",
+                    f"has schema {schema}, this release reads {FIRST_SCHEMA} to {SCHEMA}; use the "
+                    "release that wrote it or name another file for --state",
                 )
             rows = connection.execute("PRAGMA integrity_check(1)").fetchall()
             if rows != [("ok",)]:

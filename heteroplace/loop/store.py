@@ -46,7 +46,8 @@ CREATE TABLE action (
     outcome TEXT CHECK (outcome IN ('delivered', 'refused')),
     finished_at REAL,
     waited REAL NOT NULL DEFAULT 0,
-    settled TEXT CHECK (settled IN ('shown', 'reflected', 'expired', 'refused'))
+    settled TEXT CHECK (settled IN ('shown', 'reflected', 'expired', 'refused')),
+    before TEXT
 );
 CREATE INDEX open_action ON action (sequence) WHERE settled IS NULL;
 CREATE TABLE history (
@@ -59,6 +60,11 @@ CREATE TABLE history (
     action_id TEXT
 );
 CREATE INDEX history_of_service ON history (service, number);
+"""
+# From schema 1, which did not keep the state before an action.
+_UPGRADE = """
+ALTER TABLE action ADD COLUMN before TEXT;
+UPDATE action SET before = (SELECT fleet_state FROM store) WHERE outcome IS NULL;
 """
 
 
@@ -198,18 +204,18 @@ class Store:
             self._lock = None
 
     def _prepare(self) -> None:
-        """Make the tables of a new file."""
-        if self._value("PRAGMA user_version"):
+        """Make the tables of a new file, or what an older one lacks."""
+        schema = self._value("PRAGMA user_version")
+        if schema == SCHEMA:
             return
+        run = self._connection.execute
         with self._transaction():
-            for statement in _TABLES.split(";\n"):
-                if statement.strip():
-                    self._connection.execute(statement)
-            self._connection.execute(
-                "INSERT INTO store (one, id) VALUES (1, ?)", (secrets.token_hex(6),)
-            )
-            self._connection.execute(f"PRAGMA application_id = {APPLICATION}")
-            self._connection.execute(f"PRAGMA user_version = {SCHEMA}")
+            for statement in (_UPGRADE if schema else _TABLES).split(";\n"):
+                run(statement)
+            if not schema:
+                run("INSERT INTO store (one, id) VALUES (1, ?)", (secrets.token_hex(6),))
+                run(f"PRAGMA application_id = {APPLICATION}")
+            run(f"PRAGMA user_version = {SCHEMA}")
 
     def _value(self, query: str, values: Sequence[object] = ()) -> object:
         row = self._connection.execute(query, values).fetchone()
@@ -285,16 +291,17 @@ class Store:
         sequence, action = self.next_action()
         with self._transaction():
             run = self._connection.execute
+            if document is not None:
+                run(
+                    "INSERT INTO action (sequence, id, at, document, before) "
+                    "SELECT ?, ?, ?, ?, fleet_state FROM store",
+                    (sequence, action, at, document),
+                )
             run("UPDATE store SET fleet_state = ?", (fleet_state,))
             for each, seconds in (waited or {}).items():
                 run("UPDATE action SET waited = ? WHERE id = ?", (seconds, each))
             for each, how in (settled or {}).items():
                 run("UPDATE action SET settled = ? WHERE id = ?", (how, each))
-            if document is not None:
-                run(
-                    "INSERT INTO action (sequence, id, at, document) VALUES (?, ?, ?, ?)",
-                    (sequence, action, at, document),
-                )
             self._connection.executemany(
                 "INSERT INTO history (at, service, action, reason, decision, action_id) "
                 "VALUES (?, ?, ?, ?, ?, ?)",
@@ -347,29 +354,30 @@ class Store:
         """Note that the receiver has an action, since ``at`` in unix seconds."""
         with self._transaction():
             self._connection.execute(
-                "UPDATE action SET outcome = 'delivered', finished_at = ? WHERE id = ?",
+                "UPDATE action SET outcome = 'delivered', finished_at = ?, before = NULL "
+                "WHERE id = ?",
                 (at, action),
             )
 
-    def refused(self, action: str, at: float, fleet_state: str) -> None:
-        """Note that the receiver will never take an action, and the state without it.
+    def refused(self, action: str, at: float) -> None:
+        """Note that the receiver will never take an action, and go back to the state before it.
 
         Parameters
         ----------
         action
-            Its id.
+            Its id; the only one in the outbox, so that nothing was decided since.
         at
             When it was refused, in unix seconds.
-        fleet_state
-            The state of the policies, as JSON, that forgets what the action would have done.
         """
         with self._transaction():
             self._connection.execute(
-                "UPDATE action SET outcome = 'refused', settled = 'refused', finished_at = ? "
-                "WHERE id = ?",
+                "UPDATE store SET fleet_state = (SELECT before FROM action WHERE id = ?)", (action,)
+            )
+            self._connection.execute(
+                "UPDATE action SET outcome = 'refused', settled = 'refused', finished_at = ?, "
+                "before = NULL WHERE id = ?",
                 (at, action),
             )
-            self._connection.execute("UPDATE store SET fleet_state = ?", (fleet_state,))
 
     def counts(self) -> dict[str, int]:
         """Number of actions: ``outbox``, ``pending`` and ``delivered`` in all."""

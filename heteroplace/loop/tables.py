@@ -37,7 +37,7 @@ def history_table(entries: Iterable[Entry]) -> Table:
     """A row for each decision that was kept."""
     table = Table(title="Decisions", title_justify="left")
     table.add_column("time", no_wrap=True)
-    for column in ("service", "action", "reason", "handed over as"):
+    for column in ("service", "action", "reason", "action id"):
         table.add_column(column)
     for each in entries:
         table.add_row(
