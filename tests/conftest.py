@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+
 import pytest
 from hypothesis import HealthCheck, settings
 
@@ -20,4 +22,6 @@ settings.load_profile("heteroplace")
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # Whoever starts the tests in the background has them ignore it, and all that they start.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     config.addinivalue_line("markers", "may_warn: the solver is expected to log a warning")
