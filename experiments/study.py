@@ -10,6 +10,8 @@ import argparse
 import csv
 import io
 import json
+import math
+import multiprocessing
 import os
 import secrets
 import shlex
@@ -242,19 +244,33 @@ def _cell(value: Any) -> str:
 
 def percent(interval: Interval, places: int = 1) -> str:
     """An interval of a share in percent, as in ``4.1 % [3.0, 5.2]``."""
-    low, high = 100 * interval.low, 100 * interval.high
-    return f"{100 * interval.estimate:.{places}f} % [{low:.{places}f}, {high:.{places}f}]"
+    return f"{100 * interval.estimate:.{places}f} %" + _ends(interval, 100, places)
 
 
 def points(interval: Interval, places: int = 1) -> str:
     """An interval of a difference of shares in percentage points, as in ``+4.1 [3.0, 5.2]``."""
-    low, high = 100 * interval.low, 100 * interval.high
-    return f"{100 * interval.estimate:+.{places}f} [{low:.{places}f}, {high:.{places}f}]"
+    return f"{100 * interval.estimate:+.{places}f}" + _ends(interval, 100, places)
 
 
 def plain(interval: Interval, places: int = 2) -> str:
     """An interval, as in ``4.12 [3.02, 5.20]``."""
-    return f"{interval.estimate:.{places}f} [{interval.low:.{places}f}, {interval.high:.{places}f}]"
+    return f"{interval.estimate:.{places}f}" + _ends(interval, 1, places)
+
+
+def growth(interval: Interval, places: int = 1) -> str:
+    """An interval of a difference of logarithms as a change, as in ``+4.1 % [+3.0, +5.2]``."""
+    made = [math.expm1(end) for end in (interval.estimate, interval.low, interval.high)]
+    shown = [f"{100 * end:+.{places}f}" for end in made]
+    ends = "" if math.isnan(interval.low) else f" [{shown[1]}, {shown[2]}]"
+    return f"{shown[0]} %{ends}"
+
+
+def _ends(interval: Interval, factor: float, places: int) -> str:
+    """The ends; nothing for a single observation, which has none."""
+    if math.isnan(interval.low):
+        return ""
+    low, high = factor * interval.low, factor * interval.high
+    return f" [{low:.{places}f}, {high:.{places}f}]"
 
 
 def mean_of(values: Sequence[float]) -> Interval:
@@ -313,8 +329,14 @@ def each(
     try:
         for done in ended:
             done.result()
+    except BaseException:
+        pool.shutdown(wait=False, cancel_futures=True)
+        # They do not hear an interrupt, and the threads of the pool wait for them.
+        for child in multiprocessing.active_children():
+            child.kill()
+        raise
     finally:
-        pool.shutdown(cancel_futures=True)
+        pool.shutdown()
     return [done.result() for done in waiting]
 
 
