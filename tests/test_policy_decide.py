@@ -4,6 +4,7 @@ import copy
 import json
 import math
 import random
+from fractions import Fraction
 from itertools import pairwise
 
 import pytest
@@ -738,3 +739,47 @@ def test_a_decision_validates_as_its_own_model():
     decision, _ = step(fleet(), EVEN, {"decode_tps": 2000})
     assert Decision.model_validate(decision.model_dump()) == decision
     assert isinstance(decision.targets["decode"], type(RoleObserved().ready))
+
+
+# Where GPUs are short
+
+RISING = {"primary": THROUGHPUT, "latency": [{"signal": "ttft", "slo": 1}]}
+
+
+@pytest.mark.parametrize(
+    ("policy", "values"),
+    [
+        (RISING, {"decode_tps": 1000, "ttft": 1.3}),
+        ({"primary": {"kind": "feedback", "signal": "ttft", "slo": 1}}, {"ttft": 1.3}),
+    ],
+    ids=["layer", "primary"],
+)
+def test_a_latency_does_not_raise_targets_that_have_no_place(policy, values):
+    made = fleet(service(policy=policy))
+    wanted = {"prefill": 10, "decode": 10}
+    decision, _ = step(made, wanted, values, running=serving({"prefill": 5, "decode": 5}))
+    assert (decision.action, decision.counts) == ("hold", wanted)
+    assert "but only 5 of 10" in decision.reason
+    assert "have a place so far" in decision.reason
+    starting = {
+        role: RoleObserved(ready=Fraction(5), registered=Fraction(5), starting=Fraction(5))
+        for role in wanted
+    }
+    decision, _ = step(made, wanted, values, running=starting)
+    assert (decision.action, decision.counts["decode"]) == ("out", 12)
+
+
+def test_a_latency_that_stays_high_on_a_full_fleet_raises_the_targets_once():
+    made = fleet(service(policy=RISING))
+    full = serving({"prefill": 10, "decode": 10})
+    state, counts = None, {"prefill": 10, "decode": 10}
+    for number in range(50):
+        decision, state = step(
+            made,
+            counts,
+            {"decode_tps": 1000, "ttft": 3},
+            now=NOW + 60 * number,
+            running=full,
+            state=state,
+        )
+    assert decision.counts == {"prefill": 12, "decode": 12}

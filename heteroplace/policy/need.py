@@ -116,8 +116,8 @@ def feedback_ask(work: Work, layer: Layer, reading: Reading | None) -> Ask:
         if reading.at <= work.last_action:
             why = f"{why}, a reading after the last action is awaited"
             return Ask(now_count, name, why, now_count)
-        count = raised(now_count, change)
-        return Ask(count, name, f"{why}, which adds {percent(change)}", count)
+        count, effect = _raised_from_what_runs(work, change)
+        return Ask(count, name, f"{why}, {effect}", count)
     lower = next((tier for tier in layer.lowers if reading.value <= tier[0]), None)
     if lower is None or reading.at <= work.last_action:
         return Ask(now_count, name, why, now_count)
@@ -146,6 +146,20 @@ def raised(count: int, change: float) -> int:
     return max(count + 1, math.ceil(count * (1 + change) - SLACK))
 
 
+def _raised_from_what_runs(work: Work, change: float) -> tuple[int, str]:
+    """Count after a tier's step out, and its effect in words.
+
+    Instances that the targets ask for and that nothing runs yet, starting ones aside, are not
+    added to: where GPUs are short, a latency that stays high would raise the targets without end.
+    """
+    role = work.service.driver
+    now_count, runs = work.before[role], math.ceil(work.running[role] - SLACK)
+    count = max(now_count, raised(min(now_count, runs), change))
+    if count > now_count:
+        return count, f"which adds {percent(change)}"
+    return now_count, f"but only {runs} of {now_count} {role} have a place so far"
+
+
 def _lowered(count: int, change: float) -> tuple[int, str]:
     step = max(1, int(-change * count + SLACK))
     return max(0, count - step), f"which takes {percent(-change)} off"
@@ -171,9 +185,9 @@ def with_layers(work: Work, ask: Ask) -> Ask:
     lead = f"{ask.why}; " if ask.why else ""
     if top is not None:
         change, layer, reading = top
-        count = raised(now_count, change)
-        if count > ask.count:
-            why = f"{lead}{latency_words(layer, reading)}, which adds {percent(change)}"
+        count, effect = _raised_from_what_runs(work, change)
+        if count > ask.count or (count == ask.count == now_count):
+            why = f"{lead}{latency_words(layer, reading)}, {effect}"
             return Ask(count, layer.signal.name, why, count)
     if awaited is not None and ask.count <= now_count:
         why = f"{lead}{latency_words(*awaited)}, a reading after the last action is awaited"
