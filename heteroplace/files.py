@@ -6,6 +6,7 @@ import codecs
 import json
 import os
 import secrets
+import tomllib
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -69,30 +70,47 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
     InputError
         If it cannot be written; names the path and the reason.
     """
+    _write(path, lambda: text.encode("utf-8"))
+
+
+def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
+    """Write a file of bytes; all else is as in :func:`write_text`."""
+    _write(path, lambda: data)
+
+
+def _write(path: str | os.PathLike[str], encoded: Callable[[], bytes]) -> None:
     if not Path(path).name:
         raise InputError(str(path) or "''", "cannot be written: this is not the name of a file")
     try:
         target = Path(os.path.realpath(path))
         if target.exists() and not target.is_file() and not target.is_dir():
-            target.write_text(text, encoding="utf-8")
+            target.write_bytes(encoded())
         else:
-            _replace(target, text)
+            _replace(target, encoded())
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise InputError(str(path), f"cannot be written: {reason}") from None
 
 
-def _replace(target: Path, text: str) -> None:
+def _replace(target: Path, data: bytes) -> None:
     """Write beside the file, then put it in its place in one step."""
     temporary = target.with_name(f".{secrets.token_hex(8)}.tmp")
     try:
-        with open(temporary, "x", encoding="utf-8") as file:
-            file.write(text)
+        with open(temporary, "xb") as file:
+            file.write(data)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def parse_toml(text: str | bytes, source: str) -> dict[str, Any]:
+    """Parse TOML; :class:`InputError` names the source and what is wrong."""
+    try:
+        return tomllib.loads(text if isinstance(text, str) else text.decode("utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise InputError(source, f"is not TOML ({error})") from None
 
 
 def validated(build: Callable[[], T], source: str = "") -> T:

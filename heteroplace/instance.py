@@ -11,7 +11,7 @@ import os
 from collections import Counter
 from fractions import Fraction
 from functools import cached_property
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -228,7 +228,22 @@ class Service(Noun):
     limits: Limits = Limits()
 
 
-class RunningInstance(Noun):
+class Occupant(Noun):
+    """What every instance of a group has.
+
+    Parameters
+    ----------
+    name
+        Unique within the group; default ``<role>-<number>``.
+    role
+        By name.
+    """
+
+    name: Name | None = None
+    role: Name
+
+
+class RunningInstance(Occupant):
     """An instance that runs now.
 
     Parameters
@@ -243,11 +258,24 @@ class RunningInstance(Noun):
         ``draining`` occupies its GPUs, delivers nothing and stays untouched.
     """
 
-    name: Name | None = None
-    role: Name
     shape: Name
     nodes: Annotated[tuple[Name, ...], Field(min_length=1)]
     state: Literal["ready", "draining"] = "ready"
+
+
+InstanceT = TypeVar("InstanceT", bound=Occupant)
+
+
+def named_by_role(instances: tuple[InstanceT, ...]) -> tuple[InstanceT, ...]:
+    """Name the instances of a group that have no name: ``<role>-<number>``."""
+    seen: Counter[str] = Counter()
+    named = []
+    for each in instances:
+        if each.name is None:
+            each = each.model_copy(update={"name": f"{each.role}-{seen[each.role]}"})
+        seen[each.role] += 1
+        named.append(each)
+    return tuple(named)
 
 
 class RunningGroup(Noun):
@@ -274,14 +302,7 @@ class RunningGroup(Noun):
     @field_validator("instances")
     @classmethod
     def _named(cls, instances: tuple[RunningInstance, ...]) -> tuple[RunningInstance, ...]:
-        seen: Counter[str] = Counter()
-        named = []
-        for each in instances:
-            if each.name is None:
-                each = each.model_copy(update={"name": f"{each.role}-{seen[each.role]}"})
-            seen[each.role] += 1
-            named.append(each)
-        return tuple(named)
+        return named_by_role(instances)
 
 
 class TierPrices(Noun):

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 import os
-import tomllib
 from typing import Annotated, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
 from heteroplace.errors import InputError
-from heteroplace.files import read_bytes, validated
+from heteroplace.files import parse_toml, read_bytes, validated
 from heteroplace.instance import Name, Noun
 
 SolverName = Literal["auto", "greedy", "greedy-pods", "cpsat", "milp", "highs"]
@@ -66,9 +65,5 @@ class Profile(Noun):
         InputError
             If the file cannot be read, is not TOML or not a profile.
         """
-        text = read_bytes(path, 2**20)
-        try:
-            data = tomllib.loads(text.decode("utf-8"))
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise InputError(str(path), f"is not TOML ({error})") from None
+        data = parse_toml(read_bytes(path, 2**20), str(path))
         return validated(lambda: cls.model_validate(data), str(path))

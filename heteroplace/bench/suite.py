@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import tomllib
 from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Annotated, Literal, Self
@@ -12,7 +11,7 @@ from typing import Annotated, Literal, Self
 from pydantic import BeforeValidator, Field, JsonValue, model_validator
 
 from heteroplace.errors import InputError
-from heteroplace.files import read_bytes, validated
+from heteroplace.files import parse_toml, read_bytes, validated
 from heteroplace.generate import FAMILIES, Family, family_from
 from heteroplace.instance import Name, Noun, Text
 from heteroplace.profile import SolverName
@@ -133,10 +132,7 @@ class Suite(Noun):
         InputError
             If the text is not TOML or not a suite; names the field.
         """
-        try:
-            data = tomllib.loads(text if isinstance(text, str) else text.decode("utf-8"))
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
-            raise InputError(source, f"is not TOML ({error})") from None
+        data = parse_toml(text, source)
         return validated(lambda: cls.model_validate(data), source)
 
     @classmethod

@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import re
-import tomllib
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
@@ -19,7 +18,7 @@ from pydantic import BeforeValidator, Field, JsonValue, model_validator
 from heteroplace.compare.facts import affinity_knob
 from heteroplace.compare.rewrite import Rewrite
 from heteroplace.errors import InputError
-from heteroplace.files import read_bytes, validated
+from heteroplace.files import parse_toml, read_bytes, validated
 from heteroplace.generate import FAMILIES, Family, family_from
 from heteroplace.instance import Name, Noun, Text
 from heteroplace.profile import Profile, SolverName
@@ -231,10 +230,7 @@ class Experiment(Noun):
         InputError
             If the text is not TOML or not an experiment, or a profile is not found.
         """
-        try:
-            data = tomllib.loads(text if isinstance(text, str) else text.decode("utf-8"))
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
-            raise InputError(source, f"is not TOML ({error})") from None
+        data = parse_toml(text, source)
         if isinstance(data.get("profiles"), list):
             data["profiles"] = [
                 _named_profile(each, f"{source}: profiles[{index}]", Path(folder))

@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import os
-from collections import Counter
 from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field, field_validator
 
 from heteroplace.files import MAX_BYTES, read_bytes, refuse_duplicate_keys, validated
-from heteroplace.instance import Name, Node, Noun, PositiveCount, RdmaLevels, Text
+from heteroplace.instance import (
+    Name,
+    Node,
+    Noun,
+    Occupant,
+    PositiveCount,
+    RdmaLevels,
+    Text,
+    named_by_role,
+)
 
 
-class ClusterInstance(Noun):
+class ClusterInstance(Occupant):
     """An instance on the cluster.
 
     Parameters
@@ -32,8 +40,6 @@ class ClusterInstance(Noun):
         GPUs of each pod, by place in ``nodes``; needed only for a service the fleet does not have.
     """
 
-    name: Name | None = None
-    role: Name
     shape: Name
     nodes: Annotated[tuple[Name, ...], Field(min_length=1)]
     state: Literal["starting", "ready", "draining"] = "ready"
@@ -64,14 +70,7 @@ class ClusterGroup(Noun):
     @field_validator("instances")
     @classmethod
     def _named(cls, instances: tuple[ClusterInstance, ...]) -> tuple[ClusterInstance, ...]:
-        seen: Counter[str] = Counter()
-        named = []
-        for each in instances:
-            if each.name is None:
-                each = each.model_copy(update={"name": f"{each.role}-{seen[each.role]}"})
-            seen[each.role] += 1
-            named.append(each)
-        return tuple(named)
+        return named_by_role(instances)
 
 
 class Cluster(Noun):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tomllib
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Self
 from pydantic import ConfigDict, Field, model_validator
 
 from heteroplace.errors import InputError
-from heteroplace.files import MAX_BYTES, read_bytes, refuse_duplicate_keys, validated
+from heteroplace.files import MAX_BYTES, parse_toml, read_bytes, refuse_duplicate_keys, validated
 from heteroplace.instance import (
     Affinity,
     Count,
@@ -268,10 +267,7 @@ class Fleet(Noun):
         folder: str | os.PathLike[str] | None = None,
     ) -> Fleet:
         """Parse a fleet from TOML text; parameters and errors as :meth:`from_json`."""
-        try:
-            data = tomllib.loads(text if isinstance(text, str) else text.decode("utf-8"))
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
-            raise InputError(source, f"is not TOML ({error})") from None
+        data = parse_toml(text, source)
         return validated(lambda: cls.model_validate(_with_models(data, folder)), source)
 
     @classmethod

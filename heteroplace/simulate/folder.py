@@ -10,7 +10,6 @@ import io
 import json
 import os
 import re
-import secrets
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from heteroplace.errors import InputError
-from heteroplace.files import write_text
+from heteroplace.files import write_bytes, write_text
 from heteroplace.simulate.outcome import UNITS, Outcome
 
 if TYPE_CHECKING:
@@ -65,10 +64,12 @@ def write_outcome(
     written = []
     buffer = io.BytesIO()
     pyarrow.parquet.write_table(table, buffer, compression="zstd")
-    written.append(_write_bytes(target / "series.parquet", buffer.getvalue()))
+    write_bytes(target / "series.parquet", buffer.getvalue())
+    written.append(target / "series.parquet")
     buffer = io.BytesIO()
     pyarrow.csv.write_csv(table, buffer)
-    written.append(_write_bytes(target / "series.csv", buffer.getvalue()))
+    write_bytes(target / "series.csv", buffer.getvalue())
+    written.append(target / "series.csv")
     write_text(target / "events.csv", events_csv(outcome))
     written.append(target / "events.csv")
     if pictures:
@@ -76,9 +77,8 @@ def write_outcome(
 
         for service, name in zip(outcome.services, _file_names(outcome.services), strict=True):
             for kind in pictures:
-                written.append(
-                    _write_bytes(target / f"{name}.{kind}", draw(outcome, service, kind))
-                )
+                write_bytes(target / f"{name}.{kind}", draw(outcome, service, kind))
+                written.append(target / f"{name}.{kind}")
     write_text(target / SUMMARY, summary_json(outcome) + "\n")
     return [*written, target / SUMMARY]
 
@@ -176,20 +176,3 @@ def summary_json(outcome: Outcome) -> str:
         "notes": list(outcome.notes),
     }
     return json.dumps(data, indent=1, allow_nan=False)
-
-
-def _write_bytes(path: Path, data: bytes) -> Path:
-    """Write beside the file, then put it in its place in one step."""
-    temporary = path.with_name(f".{secrets.token_hex(8)}.tmp")
-    try:
-        try:
-            with open(temporary, "xb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except OSError as error:
-        raise InputError(str(path), f"cannot be written: {error.strerror}") from None
-    return path

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-import tomllib
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import ConfigDict, Field, model_validator
 
 from heteroplace.errors import InputError
-from heteroplace.files import read_bytes, refuse_duplicate_keys, validated
+from heteroplace.files import parse_toml, read_bytes, refuse_duplicate_keys, validated
 from heteroplace.instance import Name, Noun
 from heteroplace.policy.duration import Duration, PositiveDuration
 
@@ -187,10 +186,7 @@ class PoolModels(Noun):
             found: PoolModels = validated(lambda: cls.model_validate_json(text), str(path))
             refuse_duplicate_keys(text, str(path))
             return found
-        try:
-            data = tomllib.loads(text.decode("utf-8"))
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
-            raise InputError(str(path), f"is not TOML ({error})") from None
+        data = parse_toml(text, str(path))
         return validated(lambda: cls.model_validate(data), str(path))
 
     def of(self, service: str) -> PoolModel:
