@@ -48,12 +48,13 @@ def build(tree: TreeView, deadline: float | None = None) -> Model:
 
 
 def _name_owners(model: Model) -> None:
-    """Say which columns belong to one service: instances, switches of groups, unmet capacity."""
+    """Say which columns belong to one service: instances, switches of groups, counts, unmet."""
     owners = model.program.owners
     for placement in model.placements:
         owners[placement.column] = model.candidates[placement.candidate].service
     for number, column in model.alive.items():
         owners[column] = model.candidates[number].service
+    owners.update(model.counts)
     for (service, _), column in model.unmet.items():
         owners[column] = service
     for leaver in model.leavers:

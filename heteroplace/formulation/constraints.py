@@ -13,6 +13,7 @@ from fractions import Fraction
 from math import gcd, lcm
 from operator import mul
 
+from heteroplace.formulation.cover import covers
 from heteroplace.formulation.hull import Band, Change, Hull, reachable
 from heteroplace.formulation.packing import Pool
 from heteroplace.formulation.program import INFINITE, GroupBlock
@@ -664,42 +665,54 @@ def _add_target(model: Model, service: int, role: str, demand: Demand) -> None:
     program = model.program
     unmet = program.column(demand.missing)
     model.unmet[service, role] = unmet
-    placed = model.placed.get((service, role), {})
-    # Instances that are moved are placed again, but not added.
-    moved = model.moved.get((service, role), {})
-    columns: list[int] = []
-    capacities: list[int] = []
-    added: dict[int, Terms] = {}
-    for shape, entering in placed.items():
-        if entering:
-            leaving = moved.get(shape, [])
-            columns += entering + leaving
-            signs = [1] * len(entering) + [-1] * len(leaving)
-            capacities += [demand.shapes[shape] * sign for sign in signs]
-            added[shape] = list(zip(entering + leaving, signs, strict=True))
+    added = _added(model, service, role, demand)
     if not added:
         program.row("target", [(unmet, 1)], lower=demand.missing)
         model.derive(unmet, [], demand.missing)
         return
-    program.distinct_row("target", [*columns, unmet], [*capacities, 1], lower=demand.missing)
+    columns = list(added.values())
+    capacities = tuple(demand.shapes[shape] for shape in added)
+    for cover in covers(capacities, demand.missing):
+        program.distinct_row(
+            "target", [*columns, unmet], [*cover.weights, cover.lacking], lower=cover.least
+        )
     model.derive(
         unmet,
         [(column, -value) for column, value in zip(columns, capacities, strict=True)],
         demand.missing,
     )
-    largest = max(demand.shapes[shape] for shape in added)
+    largest = max(capacities)
     top = demand.missing + largest - 1
     program.distinct_row("target", columns, capacities, upper=top)
-    for shape, terms in added.items():
-        capacity_ = demand.shapes[shape]
+    for column, capacity_ in zip(columns, capacities, strict=True):
         if capacity_ < largest:
             used = program.column(1)
             most = -(-demand.missing // capacity_)
-            program.row("target", [*terms, (used, -most)], upper=0)
+            program.row("target", [(column, 1), (used, -most)], upper=0)
             program.distinct_row(
                 "target", [*columns, used], [*capacities, largest - capacity_], upper=top
             )
-            model.derive(used, terms, switch=True)
+            model.derive(used, [(column, 1)], switch=True)
+
+
+def _added(model: Model, service: int, role: str, demand: Demand) -> dict[int, int]:
+    """A column for each shape that may be added: how many instances of it are."""
+    program = model.program
+    # Instances that are moved are placed again, but not added.
+    moved = model.moved.get((service, role), {})
+    added: dict[int, int] = {}
+    for shape, entering in model.placed.get((service, role), {}).items():
+        leaving = moved.get(shape, [])
+        if len(entering) == 1 and not leaving:
+            added[shape] = entering[0]
+        elif entering:
+            added[shape] = count = program.column(-(-demand.missing // demand.shapes[shape]))
+            columns = [*entering, *leaving]
+            signs = [1] * len(entering) + [-1] * len(leaving)
+            program.distinct_row("target", [*columns, count], [*signs, -1], lower=0, upper=0)
+            model.counts[count] = service
+            model.derive(count, list(zip(columns, signs, strict=True)))
+    return added
 
 
 def _repair_target(model: Model, service: int, role: str, demand: Demand) -> None:

@@ -1,0 +1,91 @@
+"""Inequalities of a target that whole instances reach."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import highspy
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from heteroplace.formulation.cover import Cover, covers
+
+CAPACITIES = st.lists(st.integers(1, 12), min_size=1, max_size=3, unique=True).map(tuple)
+
+
+def reaching(capacities: tuple[int, ...], missing: int) -> list[tuple[int, ...]]:
+    """All counts, none above what the target alone takes, with what they leave unmet."""
+    ranges = [range(-(-missing // each) + 1) for each in capacities]
+    found = []
+    for counts in product(*ranges):
+        delivered = sum(c * n for c, n in zip(capacities, counts, strict=True))
+        found.append((*counts, max(0, missing - delivered)))
+    return found
+
+
+@given(CAPACITIES, st.integers(1, 40))
+def test_whole_counts_keep_every_cover(capacities: tuple[int, ...], missing: int) -> None:
+    for *counts, unmet in reaching(capacities, missing):
+        for cover in covers(capacities, missing):
+            weighed = sum(w * n for w, n in zip(cover.weights, counts, strict=True))
+            assert weighed + cover.lacking * unmet >= cover.least
+
+
+@given(CAPACITIES, st.integers(1, 40))
+def test_the_plain_sum_comes_first_and_no_cover_implies_another(
+    capacities: tuple[int, ...], missing: int
+) -> None:
+    found = covers(capacities, missing)
+    assert found[0] == Cover(capacities, 1, missing)
+    for one, other in product(found[1:], found):
+        assert one is other or not other.implies(one)
+
+
+@given(CAPACITIES, st.integers(1, 40))
+def test_counts_below_the_target_break_a_cover(capacities: tuple[int, ...], missing: int) -> None:
+    (plain, *_) = covers(capacities, missing)
+    for *counts, unmet in reaching(capacities, missing):
+        if unmet:
+            weighed = sum(w * n for w, n in zip(plain.weights, counts, strict=True))
+            assert weighed + plain.lacking * (unmet - 1) < plain.least
+
+
+def test_one_capacity_is_described_exactly() -> None:
+    # 3 of 7 grains each reach 20; with 6 or more of 20 unmet, 2 do.
+    assert covers((7,), 20) == (Cover((7,), 1, 20), Cover((6,), 1, 18))
+
+
+def test_capacities_that_divide_the_target_need_the_plain_sum_only() -> None:
+    assert covers((2, 4), 12) == (Cover((2, 4), 1, 12),)
+
+
+def least_cost(cost: list[float], rows: list[tuple[tuple[int, ...], int]]) -> float:
+    """Value of a linear program with nonnegative columns."""
+    solver = highspy.Highs()
+    solver.setOptionValue("output_flag", False)
+    places = np.arange(len(cost))
+    for _ in cost:
+        solver.addVar(0, 1e9)
+    solver.changeColsCost(len(cost), places, np.array(cost))
+    for weights, least in rows:
+        solver.addRow(least, highspy.kHighsInf, len(cost), places, np.array(weights, float))
+    solver.run()
+    return float(solver.getInfo().objective_function_value)
+
+
+@pytest.mark.parametrize("capacities", [(4, 5), (3, 4), (2, 5), (3, 4, 5), (16, 20, 25)])
+def test_a_relaxation_with_covers_misses_little(capacities: tuple[int, ...]) -> None:
+    gap = closed = 0.0
+    rng = np.random.default_rng(7)
+    for missing in (8, 12, 16, 20, 28, 36, 45, 60):
+        cost = [value * rng.uniform(0.85, 1.15) for value in capacities] + [1000.0]
+        whole = min(float(np.dot(cost, each)) for each in reaching(capacities, missing))
+        found = covers(capacities, missing)
+        rows = [((*each.weights, each.lacking), each.least) for each in found]
+        plain, covered = least_cost(cost, rows[:1]), least_cost(cost, rows)
+        assert covered <= whole + 1e-6
+        gap += whole - plain
+        closed += covered - plain
+    assert closed >= 0.6 * gap > 0
