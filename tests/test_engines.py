@@ -296,6 +296,34 @@ def test_a_lie_is_worth_nothing(monkeypatch: pytest.MonkeyPatch, lie: Any) -> No
             assert result.stop_reason == "not_proven"
 
 
+def test_a_command_line_engine_that_crashes_late_loses_one_step_only(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pulp = pytest.importorskip("pulp")
+    whole = pulp.LpProblem.solve
+    calls: list[int] = []
+
+    def crashing(problem: Any, *arguments: Any) -> Any:
+        calls.append(1)
+        if len(calls) > 1:
+            raise pulp.PulpSolverError("Error while trying to execute")
+        return whole(problem, *arguments)
+
+    monkeypatch.setattr(pulp.LpProblem, "solve", crashing)
+    crashed = kept = 0
+    for instance, greedys in cases():
+        calls.clear()
+        result = solve(instance, Profile(solver="milp"))
+        if len(calls) < 2:
+            continue
+        crashed += 1
+        honest(instance, result)
+        assert (result.stop_reason, result.notes) == ("not_proven", ())
+        kept += result.plan != greedys.plan
+    assert crashed
+    assert kept
+
+
 def test_a_solution_of_another_length(monkeypatch: pytest.MonkeyPatch) -> None:
     profile = stubbed(monkeypatch, lambda: Stub(too_short))
     result = solve(QUICKSTART, profile)

@@ -7,6 +7,7 @@ bound the linear relaxation gives one.
 
 from __future__ import annotations
 
+import logging
 import time
 from typing import Any
 
@@ -33,6 +34,8 @@ from heteroplace.solve.floating import (
     whole_bound,
 )
 from heteroplace.solve.highs import PRESOLVED, relaxation
+
+log = logging.getLogger("heteroplace")
 
 DEFAULT = "HiGHS"
 SHORT = {"CBC": "COIN_CMD"}
@@ -61,6 +64,7 @@ class MilpEngine:
         self._problem: Any = None
         self._columns: list[Any] = []
         self._overhead = 0.0
+        self._answered = False
         refuse_wide(arrays)
         pulp = _pulp()
         if self._engine not in pulp.listSolvers():
@@ -115,7 +119,15 @@ class MilpEngine:
             if seconds <= 0:
                 return Answer(None, None)
         solver = self._solver(seconds, start, scale)
-        problem.solve(solver)
+        try:
+            problem.solve(solver)
+        except pulp.PulpSolverError as error:
+            # CBC now and then falls over its time limit; what it found before is not lost to that.
+            if not self._answered:
+                raise
+            log.info("%s ended without an answer: %s", self.name, error)
+            return Answer(None, None)
+        self._answered = True
         found = bound = None
         if problem.sol_status in (pulp.LpSolutionOptimal, pulp.LpSolutionIntegerFeasible):
             found = rounded([column.varValue or 0 for column in self._columns])
