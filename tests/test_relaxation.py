@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from fractions import Fraction
 from functools import cache
 from itertools import pairwise
@@ -22,7 +23,7 @@ from heteroplace.solve.floating import lagrangian_bound
 from heteroplace.solve.greedy import greedy
 from heteroplace.solve.guided import guided
 from heteroplace.solve.highs import make_solver, relaxation
-from heteroplace.solve.lazy import Blocks, LazyRelaxation
+from heteroplace.solve.lazy import Blocks, LazyRelaxation, Relaxed
 from heteroplace.solve.polish import Regrets, polish
 from heteroplace.solve.restrict import Restricted
 from heteroplace.topology import TreeView
@@ -280,6 +281,47 @@ def test_a_restricted_program_is_the_rest_of_the_whole(seed: int) -> None:
         assert not part.arrays.feasible(broken)
 
 
+def regrets_of(arrays: Arrays, lazy: LazyRelaxation, relaxed: Relaxed) -> Regrets:
+    blocks = lazy.blocks
+    return Regrets(
+        arrays.owner,
+        blocks.of_column,
+        blocks.owner,
+        relaxed.reduced,
+        relaxed.worth,
+        relaxed.x,
+    )
+
+
+def test_services_regret_what_they_and_their_shared_columns_pay() -> None:
+    shared = elsewhere = 0
+    for seed in SEEDS:
+        _, model, arrays, start, best = case(seed)
+        steps = model.program.steps
+        lazy = lazy_of(arrays, start)
+        lazy.enter_solution(best)
+        relaxed = lazy.solve(steps[-1], caps_at(steps, best)[-1], None)
+        assert relaxed is not None
+        regrets = regrets_of(arrays, lazy, relaxed)
+        owned = arrays.owner >= 0
+        using = np.zeros(regrets.services, bool)
+        using[arrays.owner[owned & (start > 0)]] = True
+        apart = replace(regrets, reduced=np.where(owned, regrets.reduced, 0.0))
+        whole, own = (each.of_services(arrays, start) for each in (regrets, apart))
+        assert not whole[~using].any()
+        assert (whole >= own).all()
+        assert (own >= 0).all()
+        shared += bool((whole > own + 1e-6).any())
+        differs = regrets.elsewhere(start)
+        for service in range(regrets.services):
+            mine = arrays.owner == service
+            distance = np.abs(relaxed.x[mine] - start[mine]).max(initial=0.0)
+            assert differs[service] == (distance > 0.01)
+        elsewhere += bool(differs.any())
+    assert shared > 5
+    assert elsewhere > 5
+
+
 @pytest.mark.parametrize("workers", [1, 3])
 def test_polishing_only_improves(workers: int) -> None:
     improved = 0
@@ -291,10 +333,7 @@ def test_polishing_only_improves(workers: int) -> None:
         step = ENGINE.merged(steps, arrays)
         relaxed = lazy.solve(steps[-1], caps_at(steps, best)[-1], None)
         assert relaxed is not None
-        blocks = lazy.blocks
-        regrets = Regrets(
-            arrays.owner, blocks.of_column, blocks.owner, relaxed.reduced, relaxed.worth
-        )
+        regrets = regrets_of(arrays, lazy, relaxed)
         engine = HIGHS.HighsEngine()
         engine.load(arrays, Profile())
 

@@ -38,6 +38,7 @@ from heteroplace.solve.restrict import Restricted
 log = logging.getLogger("heteroplace")
 
 MOST_NODES = 200
+CLOSE_ENOUGH = 3e-4
 MOST_WORKERS = 4
 # Up to HiGHS 1.15 presolve now and then cuts off the best solutions; small programs need none.
 PRESOLVED = 300
@@ -107,7 +108,7 @@ class HighsEngine:
         solver, _ = make_model(
             part.arrays, part.caps(caps), part.step(step), self._profile, seconds
         )
-        solver.setOptionValue("mip_rel_gap", 1e-5)
+        solver.setOptionValue("mip_rel_gap", CLOSE_ENOUGH)
         solver.setOptionValue("mip_max_nodes", MOST_NODES)
         found = self._run(solver, part.start)
         done = solver.getModelStatus() == _highspy().HighsModelStatus.kOptimal
@@ -130,7 +131,12 @@ class HighsEngine:
             return None
         blocks = self._lazy.blocks
         self._regrets = Regrets(
-            self._arrays.owner, blocks.of_column, blocks.owner, found.reduced, found.worth
+            self._arrays.owner,
+            blocks.of_column,
+            blocks.owner,
+            found.reduced,
+            found.worth,
+            found.x,
         )
         bound = whole_bound(found.bound, step)
         return None if bound is None else Relaxation(bound, found.x)

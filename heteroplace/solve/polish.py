@@ -14,8 +14,13 @@ from heteroplace.solve.engine import MERGED_SCALE, Caps, Steps
 from heteroplace.solve.lazy import best_of_owners
 from heteroplace.solve.restrict import Restricted
 
+# How far around the chosen services shared columns may move, in rows; neighbourhoods take turns.
+REACHES = (3, 2)
 FIRST_SIZE = 12
 SMALLEST_SIZE = 3
+EVERYWHERE = 0.1
+ELSEWHERE = 0.4
+DIFFERENCE = 0.01
 GROWTH = 1.25
 FEW_BLOCKS = 16
 LONGEST = 1.0
@@ -39,6 +44,8 @@ class Regrets:
         Reduced cost of columns outside blocks.
     worth
         Least reduced cost of opening each block.
+    relaxed
+        The solution of the relaxation.
     """
 
     owner: Ints
@@ -46,17 +53,50 @@ class Regrets:
     block_owner: Ints
     reduced: Floats
     worth: Floats
+    relaxed: Floats
 
-    def of_services(self, x: Ints) -> Floats:
-        """What every service pays above the relaxation in a solution."""
-        services = int(self.owner.max(initial=-1)) + 1
-        regret = np.zeros(services)
+    @property
+    def services(self) -> int:
+        """Number of services."""
+        return int(self.owner.max(initial=-1)) + 1
+
+    def of_services(self, arrays: Arrays, x: Ints) -> Floats:
+        """What every service pays above the relaxation in a solution.
+
+        What shared columns pay is divided among the services whose instances flow through them.
+        """
+        regret = self._of_shared(arrays, x)
         used = np.flatnonzero((x > 0) & (self.owner >= 0))
         free = used[self.block[used] < 0]
         np.add.at(regret, self.owner[free], np.maximum(0.0, self.reduced[free]) * x[free])
         opened = np.unique(self.block[used[self.block[used] >= 0]])
         np.add.at(regret, self.block_owner[opened], np.maximum(0.0, self.worth[opened]))
         return regret
+
+    def _of_shared(self, arrays: Arrays, x: Ints) -> Floats:
+        regret = np.zeros(self.services)
+        paid = np.where(self.owner < 0, np.maximum(0.0, self.reduced * x), 0.0)
+        used = np.flatnonzero(x[arrays.columns] > 0)
+        row, column = arrays.row_of_entry[used], arrays.columns[used]
+        weight = np.abs(arrays.coefficients[used]).astype(float) * x[column]
+        # From what arrives in a cell to the flows that bring it, and on to the instances.
+        for _ in range(2):
+            paid_in_row = np.bincount(row, paid[column], len(arrays.row_lower))
+            at = np.flatnonzero(paid_in_row[row] > 0)
+            total = np.bincount(row[at], weight[at], len(arrays.row_lower))
+            part = paid_in_row[row[at]] * weight[at] / total[row[at]]
+            paid = np.bincount(column[at], part, len(x))
+            mine = np.flatnonzero((paid > 0) & (self.owner >= 0))
+            np.add.at(regret, self.owner[mine], paid[mine])
+            paid[self.owner >= 0] = 0.0
+        return regret
+
+    def elsewhere(self, x: Ints) -> Flags:
+        """Services that the relaxation does not place as a solution does."""
+        found = np.zeros(self.services, bool)
+        differs = np.abs(self.relaxed - x) > DIFFERENCE
+        found[self.owner[differs & (self.owner >= 0)]] = True
+        return found
 
     def raised(self, step: ProgramStep, early: Steps) -> Regrets:
         """The same, where columns of early steps cost what they do in the weighted sum of all."""
@@ -143,9 +183,10 @@ def polish(
 
 @dataclass(frozen=True)
 class _Try:
-    """A neighbourhood: the services chosen and the program that is left."""
+    """A neighbourhood: the services chosen, its reach, and the program that is left."""
 
     chosen: Flags
+    reach: int
     part: Restricted
 
 
@@ -169,8 +210,7 @@ class _Search:
         self.regrets = regrets
         self.rng = np.random.default_rng(seed)
         self.neighbourhood = _Neighbourhood(arrays, regrets.owner)
-        self.services = int(regrets.owner.max(initial=-1)) + 1
-        self.size = float(FIRST_SIZE)
+        self.size = dict.fromkeys(REACHES, float(FIRST_SIZE))
         self.rounds = 0
         self.idle = 0
         self.done = False
@@ -183,26 +223,32 @@ class _Search:
 
     def next(self, busy: list[Flags]) -> _Try | None:
         """A neighbourhood of services of which none is busy; null when there are none left."""
-        regret = self.regrets.of_services(self.best)
+        regret = self.regrets.of_services(self.arrays, self.best)
         taken = np.zeros(len(regret) + 1, bool)
         for each in busy:
             taken |= each
         taken[-1] = False
         if taken[:-1].all():
             return None
+        reach = REACHES[self.rounds % len(REACHES)]
         self.rounds += 1
-        chosen = _draw(self.rng, regret, round(self.size), taken[:-1])
-        free = self.neighbourhood.of(chosen[self.regrets.owner] & self.regrets.promising(self.best))
-        return _Try(chosen, Restricted.of(self.arrays, free, self.best))
+        typical = float(regret.mean()) + 1e-9
+        weight = regret + EVERYWHERE * typical
+        weight[self.regrets.elsewhere(self.best)] += ELSEWHERE * typical
+        chosen = _draw(self.rng, weight, round(self.size[reach]), taken[:-1])
+        wanted = chosen[self.regrets.owner] & self.regrets.promising(self.best)
+        free = self.neighbourhood.of(wanted, reach)
+        return _Try(chosen, reach, Restricted.of(self.arrays, free, self.best))
 
     def take(self, attempt: _Try, found: Ints | None, exhausted: bool) -> bool:
         """Learn from a neighbourhood; whether there is a better solution now."""
         self.idle += 1
+        size, services = self.size[attempt.reach], float(self.regrets.services)
         if exhausted:
-            self.done = self.done or self.size >= self.services
-            self.size = min(float(self.services), self.size * GROWTH)
+            self.done = self.done or size >= services
+            self.size[attempt.reach] = min(services, size * GROWTH)
         else:
-            self.size = max(float(SMALLEST_SIZE), self.size / GROWTH)
+            self.size[attempt.reach] = max(float(SMALLEST_SIZE), size / GROWTH)
         if found is None:
             return False
         x = attempt.part.whole(found)
@@ -225,11 +271,11 @@ class _Neighbourhood:
         self._arrays = arrays
         self._shared = owner < 0
 
-    def of(self, wanted: Flags) -> Flags:
-        """Columns of services, and the shared ones two rows away from them at most."""
+    def of(self, wanted: Flags, reach: int) -> Flags:
+        """Columns of services, and the shared ones at most that many rows away from them."""
         columns, row_of_entry = self._arrays.columns, self._arrays.row_of_entry
         free = wanted & ~self._shared
-        for _ in range(2):
+        for _ in range(reach):
             rows = np.zeros(len(self._arrays.row_lower), bool)
             rows[row_of_entry[free[columns]]] = True
             near = np.zeros(len(free), bool)
@@ -238,16 +284,15 @@ class _Neighbourhood:
         return free
 
 
-def _draw(rng: np.random.Generator, regret: Floats, size: int, taken: Flags) -> Flags:
-    """Draw services that are not taken, those with much regret more often.
+def _draw(rng: np.random.Generator, weight: Floats, size: int, taken: Flags) -> Flags:
+    """Draw services that are not taken, those with much weight more often.
 
     Shared columns (-1) are always in.
     """
-    chosen = np.zeros(len(regret) + 1, bool)
+    chosen = np.zeros(len(weight) + 1, bool)
     chosen[-1] = True
-    weight = regret + 0.1 * regret.mean() + 1e-9
     with np.errstate(divide="ignore"):
-        keys = np.log(rng.random(len(regret))) / weight
+        keys = np.log(rng.random(len(weight))) / weight
     keys[taken] = -np.inf
     order = np.argsort(-keys, kind="stable")[: min(size, len(keys) - int(taken.sum()))]
     chosen[order] = True
