@@ -54,6 +54,9 @@ log = logging.getLogger("heteroplace")
 NAMING_EFFORT = 8
 SLOWEST_NAMING = 1.5e-5
 TOLERANCE = 0.08
+LAST_EFFORT = 1.7
+KNOWN_EFFORT = 0.1
+LAST_MARGIN = 0.02
 
 ENGINES: dict[str, Callable[[Profile], Engine]] = {
     "auto": lambda profile: Portfolio(),
@@ -163,8 +166,7 @@ class _Run:
         decision = self.heuristic(greedy)
         began = time.monotonic()
         best = self.judged(decision)
-        # The final plan is named and checked as well, and its solution taken apart before.
-        self.reserve = 2 * (time.monotonic() - began) + 0.01
+        self.reserve = self.last_work(decision, time.monotonic() - began)
         if best.violations:
             self.notes.append("the greedy's plan was refused by the checker; nothing is changed")
             log.error("greedy plan refused: %s", best.violations)
@@ -208,6 +210,18 @@ class _Run:
             decision = Decision() if late else method(self.tree, deadline, self.pace)
         self.timed("solve", began)
         return decision
+
+    def last_work(self, decision: Decision, seconds: float) -> float:
+        """Seconds to keep for the final plan, by those that the greedy's took.
+
+        It is named and checked as well, and its solution taken apart before; but what runs has
+        been named and read then.
+        """
+        running = sum(len(group.instances) for group in self.instance.running)
+        share = (len(decision.added) + KNOWN_EFFORT * running + 1) / (
+            len(decision.added) + running + 1
+        )
+        return LAST_EFFORT * share * seconds + LAST_MARGIN
 
     def judged(self, decision: Decision) -> _Candidate:
         """Name a decision's nodes, check and evaluate it."""
