@@ -30,7 +30,7 @@ def test_whole_counts_keep_every_cover(capacities: tuple[int, ...], missing: int
     for *counts, unmet in reaching(capacities, missing):
         for cover in covers(capacities, missing):
             weighed = sum(w * n for w, n in zip(cover.weights, counts, strict=True))
-            assert weighed + cover.lacking * unmet >= cover.least
+            assert weighed + unmet >= cover.least
 
 
 @given(CAPACITIES, st.integers(1, 40))
@@ -38,27 +38,27 @@ def test_the_plain_sum_comes_first_and_no_cover_implies_another(
     capacities: tuple[int, ...], missing: int
 ) -> None:
     found = covers(capacities, missing)
-    assert found[0] == Cover(capacities, 1, missing)
+    assert found[0] == Cover(capacities, missing)
     for one, other in product(found[1:], found):
         assert one is other or not other.implies(one)
 
 
 @given(CAPACITIES, st.integers(1, 40))
-def test_counts_below_the_target_break_a_cover(capacities: tuple[int, ...], missing: int) -> None:
-    (plain, *_) = covers(capacities, missing)
-    for *counts, unmet in reaching(capacities, missing):
-        if unmet:
-            weighed = sum(w * n for w, n in zip(plain.weights, counts, strict=True))
-            assert weighed + plain.lacking * (unmet - 1) < plain.least
+def test_no_cover_has_larger_numbers_than_the_plain_sum(
+    capacities: tuple[int, ...], missing: int
+) -> None:
+    for cover in covers(capacities, missing):
+        assert all(0 < w <= c for w, c in zip(cover.weights, capacities, strict=True))
+        assert cover.least <= missing
 
 
 def test_one_capacity_is_described_exactly() -> None:
     # 3 of 7 grains each reach 20; with 6 or more of 20 unmet, 2 do.
-    assert covers((7,), 20) == (Cover((7,), 1, 20), Cover((6,), 1, 18))
+    assert covers((7,), 20) == (Cover((7,), 20), Cover((6,), 18))
 
 
 def test_capacities_that_divide_the_target_need_the_plain_sum_only() -> None:
-    assert covers((2, 4), 12) == (Cover((2, 4), 1, 12),)
+    assert covers((2, 4), 12) == (Cover((2, 4), 12),)
 
 
 def least_cost(cost: list[float], rows: list[tuple[tuple[int, ...], int]]) -> float:
@@ -83,7 +83,7 @@ def test_a_relaxation_with_covers_misses_little(capacities: tuple[int, ...]) -> 
         cost = [value * rng.uniform(0.85, 1.15) for value in capacities] + [1000.0]
         whole = min(float(np.dot(cost, each)) for each in reaching(capacities, missing))
         found = covers(capacities, missing)
-        rows = [((*each.weights, each.lacking), each.least) for each in found]
+        rows = [((*each.weights, 1), each.least) for each in found]
         plain, covered = least_cost(cost, rows[:1]), least_cost(cost, rows)
         assert covered <= whole + 1e-6
         gap += whole - plain

@@ -338,9 +338,13 @@ def test_polishing_only_improves(workers: int) -> None:
         engine.load(arrays, Profile())
 
         def minimise(
-            part: Restricted, seconds: float | None, engine: Any = engine, step: Any = step
+            part: Restricted,
+            seconds: float | None,
+            engine: Any = engine,
+            step: Any = step,
+            last: Any = steps[-1],
         ) -> tuple[Ints | None, bool]:
-            found: tuple[Ints | None, bool] = engine._restricted(part, step, [], seconds)
+            found: tuple[Ints | None, bool] = engine._restricted(part, step, last, [], seconds)
             return found
 
         values = [[each.value(start) for each in steps]]

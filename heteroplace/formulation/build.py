@@ -54,7 +54,8 @@ def _name_owners(model: Model) -> None:
         owners[placement.column] = model.candidates[placement.candidate].service
     for number, column in model.alive.items():
         owners[column] = model.candidates[number].service
-    owners.update(model.counts)
+    for (service, _, _), column in model.counts.items():
+        owners[column] = service
     for (service, _), column in model.unmet.items():
         owners[column] = service
     for leaver in model.leavers:

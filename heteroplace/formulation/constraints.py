@@ -673,9 +673,7 @@ def _add_target(model: Model, service: int, role: str, demand: Demand) -> None:
     columns = list(added.values())
     capacities = tuple(demand.shapes[shape] for shape in added)
     for cover in covers(capacities, demand.missing):
-        program.distinct_row(
-            "target", [*columns, unmet], [*cover.weights, cover.lacking], lower=cover.least
-        )
+        program.distinct_row("target", [*columns, unmet], [*cover.weights, 1], lower=cover.least)
     model.derive(
         unmet,
         [(column, -value) for column, value in zip(columns, capacities, strict=True)],
@@ -710,7 +708,7 @@ def _added(model: Model, service: int, role: str, demand: Demand) -> dict[int, i
             columns = [*entering, *leaving]
             signs = [1] * len(entering) + [-1] * len(leaving)
             program.distinct_row("target", [*columns, count], [*signs, -1], lower=0, upper=0)
-            model.counts[count] = service
+            model.counts[service, role, shape] = count
             model.derive(count, list(zip(columns, signs, strict=True)))
     return added
 

@@ -7,34 +7,28 @@ itself, leave it little of the difference.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from math import gcd
 
 
 @dataclass(frozen=True)
 class Cover:
-    """``sum(weights * counts) + lacking * unmet >= least``.
+    """``sum(weights * counts) + unmet >= least``.
 
     Parameters
     ----------
     weights
         Of an instance of each capacity.
-    lacking
-        Of a grain that stays unmet.
     least
         Right-hand side.
     """
 
     weights: tuple[int, ...]
-    lacking: int
     least: int
 
     def implies(self, other: Cover) -> bool:
         """Whether whatever keeps this keeps the other one as well."""
-        mine, others = (*self.weights, self.lacking), (*other.weights, other.lacking)
-        pairs = zip(mine, others, strict=True)
+        pairs = zip((*self.weights, 1), (*other.weights, 1), strict=True)
         return all(one * other.least <= two * self.least for one, two in pairs)
 
 
@@ -52,7 +46,7 @@ def covers(capacities: tuple[int, ...], missing: int) -> tuple[Cover, ...]:
     Returns
     -------
     tuple of Cover
-        The plain sum first, then those that it does not imply.
+        The plain sum first, then those that no other implies.
 
     Notes
     -----
@@ -60,24 +54,16 @@ def covers(capacities: tuple[int, ...], missing: int) -> tuple[Cover, ...]:
     and the right-hand side is ``r`` times the quotient rounded up. The capacities themselves as
     divisors give nearly the convex hull.
     """
-    found = [Cover(capacities, 1, missing)]
+    plain = Cover(capacities, missing)
+    found = [plain]
     for divisor in sorted(set(capacities)):
         rest = missing % divisor
         if rest:
             weights = [value // divisor * rest + min(value % divisor, rest) for value in capacities]
-            found.append(_reduced(weights, 1, rest * -(-missing // divisor)))
-    kept: list[Cover] = []
-    for number, each in enumerate(found):
-        others = found[:number] + found[number + 1 :]
-        if number and any(
-            other.implies(each) and not (each.implies(other) and found.index(other) > number)
-            for other in others
-        ):
-            continue
-        kept.append(each)
-    return tuple(kept)
-
-
-def _reduced(weights: Sequence[int], lacking: int, least: int) -> Cover:
-    divisor = gcd(*weights, lacking, least)
-    return Cover(tuple(value // divisor for value in weights), lacking // divisor, least // divisor)
+            found.append(Cover(tuple(weights), rest * -(-missing // divisor)))
+    kept = [
+        each
+        for each in found[1:]
+        if not any(other.implies(each) for other in found if other is not each)
+    ]
+    return plain, *kept

@@ -241,7 +241,7 @@ class Model:
     switches: dict[int, int] = field(default_factory=dict)
     alive: dict[int, int] = field(default_factory=dict)
     unmet: dict[tuple[int, str], int] = field(default_factory=dict)
-    counts: dict[int, int] = field(default_factory=dict)
+    counts: dict[tuple[int, str, int], int] = field(default_factory=dict)
     derived: list[Derived] = field(default_factory=list)
     absences: list[tuple[int, int, Terms, int]] = field(default_factory=list)
     repair_terms: dict[int, Fraction] = field(default_factory=dict)

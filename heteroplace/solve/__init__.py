@@ -56,6 +56,7 @@ SLOWEST_NAMING = 1.5e-5
 TOLERANCE = 0.08
 LAST_EFFORT = 1.7
 KNOWN_EFFORT = 0.1
+LEAST_EFFORT = 0.25
 LAST_MARGIN = 0.02
 
 ENGINES: dict[str, Callable[[Profile], Engine]] = {
@@ -203,24 +204,28 @@ class _Run:
         if deadline is not None:
             # A part of the tolerance is for the greedy: cut off, it leaves capacity unmet.
             deadline += TOLERANCE
-            running = sum(len(group.instances) for group in self.instance.running)
-            deadline -= self.pace * running
+            deadline -= self.pace * self.running
         late = deadline is not None and began >= deadline
         with _uncollected(), stage("greedy"):
             decision = Decision() if late else method(self.tree, deadline, self.pace)
         self.timed("solve", began)
         return decision
 
+    @property
+    def running(self) -> int:
+        """Number of running instances."""
+        return sum(len(group.instances) for group in self.instance.running)
+
     def last_work(self, decision: Decision, seconds: float) -> float:
         """Seconds to keep for the final plan, by those that the greedy's took.
 
         It is named and checked as well, and its solution taken apart before; but what runs has
-        been named and read then.
+        been named and read then. A session knows it from the start.
         """
-        running = sum(len(group.instances) for group in self.instance.running)
-        share = (len(decision.added) + KNOWN_EFFORT * running + 1) / (
-            len(decision.added) + running + 1
-        )
+        share = 1.0
+        if self.prepared is None:
+            added, running = len(decision.added) + 1, self.running
+            share = max(LEAST_EFFORT, (added + KNOWN_EFFORT * running) / (added + running))
         return LAST_EFFORT * share * seconds + LAST_MARGIN
 
     def judged(self, decision: Decision) -> _Candidate:

@@ -13,6 +13,7 @@ from heteroplace.formulation.program import INFINITE, Arrays, Ints, ProgramStep
 from heteroplace.profile import Profile
 from heteroplace.solve.engine import (
     LARGE,
+    MERGED_SCALE,
     PROVEN_GAP,
     Answer,
     Caps,
@@ -38,7 +39,7 @@ from heteroplace.solve.restrict import Restricted
 log = logging.getLogger("heteroplace")
 
 MOST_NODES = 200
-CLOSE_ENOUGH = 3e-4
+CLOSE_ENOUGH = 1e-4
 MOST_WORKERS = 4
 # Up to HiGHS 1.15 presolve now and then cuts off the best solutions; small programs need none.
 PRESOLVED = 300
@@ -86,7 +87,7 @@ class HighsEngine:
                 caps,
                 start,
                 regrets,
-                lambda part, limit: self._restricted(part, step, caps, limit),
+                lambda part, limit: self._restricted(part, step, steps[-1], caps, limit),
                 deadline,
                 self._profile.seed,
                 self._workers(seconds),
@@ -103,12 +104,21 @@ class HighsEngine:
         return self._profile.threads or min(MOST_WORKERS, os.cpu_count() or 1)
 
     def _restricted(
-        self, part: Restricted, step: ProgramStep, caps: Caps, seconds: float | None
+        self,
+        part: Restricted,
+        step: ProgramStep,
+        last: ProgramStep,
+        caps: Caps,
+        seconds: float | None,
     ) -> tuple[Ints | None, bool]:
-        solver, _ = make_model(
+        solver, scale = make_model(
             part.arrays, part.caps(caps), part.step(step), self._profile, seconds
         )
-        solver.setOptionValue("mip_rel_gap", CLOSE_ENOUGH)
+        # Of the last step alone: what is unmet weighs so much more that costs would be lost in it.
+        cost = part.step(last)
+        moving = float((cost.value(part.start) - cost.constant) * cost.unit)
+        enough = CLOSE_ENOUGH * abs(moving) * MERGED_SCALE
+        solver.setOptionValue("mip_abs_gap", max(0.999, enough) * scale)
         solver.setOptionValue("mip_max_nodes", MOST_NODES)
         found = self._run(solver, part.start)
         done = solver.getModelStatus() == _highspy().HighsModelStatus.kOptimal

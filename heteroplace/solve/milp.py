@@ -122,7 +122,7 @@ class MilpEngine:
         try:
             problem.solve(solver)
         except pulp.PulpSolverError as error:
-            # CBC now and then falls over its time limit; what it found before is not lost to that.
+            # CBC now and then falls over its time limit; after an answer that costs one step only.
             if not self._answered:
                 raise
             log.info("%s ended without an answer: %s", self.name, error)

@@ -18,6 +18,7 @@ from heteroplace.solve.restrict import Restricted
 REACHES = (3, 2)
 FIRST_SIZE = 12
 SMALLEST_SIZE = 3
+# Added to what a service regrets, in typical regrets: always, and where the relaxation differs.
 EVERYWHERE = 0.1
 ELSEWHERE = 0.4
 DIFFERENCE = 0.01
@@ -63,7 +64,7 @@ class Regrets:
     def of_services(self, arrays: Arrays, x: Ints) -> Floats:
         """What every service pays above the relaxation in a solution.
 
-        What shared columns pay is divided among the services whose instances flow through them.
+        What shared columns pay counts, roughly, for the services whose instances flow through them.
         """
         regret = self._of_shared(arrays, x)
         used = np.flatnonzero((x > 0) & (self.owner >= 0))
@@ -144,7 +145,7 @@ def polish(
         Where to look.
     minimise
         Minimises the steps over a restricted program in some seconds: a solution of it, if any,
-        and whether that is its best.
+        and whether that is close to its best.
     deadline
         ``time.monotonic()`` at which to stop; null for a number of rounds.
     seed
@@ -245,7 +246,8 @@ class _Search:
         self.idle += 1
         size, services = self.size[attempt.reach], float(self.regrets.services)
         if exhausted:
-            self.done = self.done or size >= services
+            widest = attempt.reach == max(REACHES) and bool(attempt.chosen[:-1].all())
+            self.done = self.done or widest
             self.size[attempt.reach] = min(services, size * GROWTH)
         else:
             self.size[attempt.reach] = max(float(SMALLEST_SIZE), size / GROWTH)
