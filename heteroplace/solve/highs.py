@@ -200,7 +200,8 @@ class HighsEngine:
         solver, scale = make_model(self._arrays, caps, step, self._profile, seconds)
         if not presolve or len(self._arrays.upper) < PRESOLVED:
             solver.setOptionValue("presolve", "off")
-        found = self._run(solver, start)
+        # A start that was polished leaves HiGHS little to find, and it proves more slowly from one.
+        found = self._run(solver, start if self._regrets is None else None)
         statuses = _highspy().HighsModelStatus
         if solver.getModelStatus() not in (statuses.kOptimal, statuses.kTimeLimit):
             return Answer(found, None)
