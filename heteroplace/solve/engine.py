@@ -35,6 +35,7 @@ RELAXATION_SHARE = 0.3
 LAST_SHARE = 0.6
 STEP_SHARE = 0.5
 ENDED_BY_TIME = 0.85
+ROUNDING_PATIENCE = 3.0
 DOMINANCE = 300.0
 MERGED_SCALE = 10**4
 
@@ -269,6 +270,7 @@ class _Walker:
             return
         caps: list[tuple[ProgramStep, int]] = []
         last: Relaxation | None = None
+        early: list[Relaxation] = []
         for index, (step, outcome) in enumerate(zip(self.steps, self.outcomes, strict=True)):
             reached = outcome.bound
             if not outcome.proven:
@@ -281,6 +283,8 @@ class _Walker:
                         found = self.engine.relax(step, caps, self.best, seconds)
                 if found is None:
                     break
+                if last is not None:
+                    early.append(last)
                 last = found
                 self.relaxed[index].append(([value for _, value in caps], found.bound))
                 reached = found.bound if reached is None else max(reached, found.bound)
@@ -289,12 +293,27 @@ class _Walker:
             if len(step.columns):
                 caps.append((step, reached))
         if last is not None:
+            began = time.monotonic()
             with stage("guided greedy"):
                 rounded = rounding(last.x)
             self.offer(rounded)
+            taken = time.monotonic() - began
+            # Where much stays unmet, what an early relaxation says may be better in its step.
+            for each in reversed(early):
+                left = self.seconds(1.0)
+                if not self.best_is_open() or (
+                    left is not None and left < ROUNDING_PATIENCE * taken
+                ):
+                    break
+                with stage("guided greedy"):
+                    self.offer(rounding(each.x))
             if rounded is not None and rounded is not self.best and self.arrays.feasible(rounded):
                 # Worse in an early step, but perhaps near to something better in all.
                 self.rounded = rounded
+
+    def best_is_open(self) -> bool:
+        """Whether a step before the last is not proven."""
+        return any(index + 1 < len(self.steps) for index in self.open_steps())
 
     def bound_all(self) -> None:
         """Give every open step the bound of its linear relaxation."""
