@@ -16,7 +16,7 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# A minute; `make bench SUITE=release` takes 45, and FLAGS=--resume continues it.
+# Half a minute; `make bench SUITE=release` takes half an hour, and FLAGS=--resume continues it.
 SUITE ?= quick
 FLAGS ?=
 bench: $(STAMP)
