@@ -461,6 +461,11 @@ class Instance(Noun):
         """Place of each service by name."""
         return {service.name: index for index, service in enumerate(self.services)}
 
+    @property
+    def running_instances(self) -> int:
+        """Number of running instances."""
+        return sum(len(group.instances) for group in self.running)
+
     @cached_property
     def priorities(self) -> tuple[int, ...]:
         """The priority classes, highest first."""

@@ -71,6 +71,17 @@ def caps_at(steps: list[ProgramStep], x: Ints) -> list[list[tuple[ProgramStep, i
     return [[pair for pair in pairs if pair[0] in steps[:index]] for index in range(len(steps))]
 
 
+def relaxed_at(
+    arrays: Arrays, steps: list[ProgramStep], start: Ints, best: Ints
+) -> tuple[LazyRelaxation, Relaxed]:
+    """The relaxation of the last step, with those before at their values in a solution."""
+    lazy = lazy_of(arrays, start)
+    lazy.enter_solution(best)
+    relaxed = lazy.solve(steps[-1], caps_at(steps, best)[-1], None)
+    assert relaxed is not None
+    return lazy, relaxed
+
+
 @pytest.mark.parametrize("seed", SEEDS)
 def test_bounds_hold_and_are_as_tight_as_the_plain_relaxation(seed: int) -> None:
     _, model, arrays, start, best = case(seed)
@@ -246,10 +257,7 @@ def test_blocks_know_their_columns_and_rows() -> None:
 def test_what_is_rounded_is_valid(seed: int) -> None:
     instance, model, arrays, start, best = case(seed)
     steps = model.program.steps
-    lazy = lazy_of(arrays, start)
-    lazy.enter_solution(best)
-    relaxed = lazy.solve(steps[-1], caps_at(steps, best)[-1], None)
-    assert relaxed is not None
+    _, relaxed = relaxed_at(arrays, steps, start, best)
     rng = np.random.default_rng(seed)
     noise = rng.random(len(arrays.upper)) * arrays.upper * (rng.random(len(arrays.upper)) < 0.2)
     for x in (relaxed.x, best.astype(float), noise, np.zeros(len(arrays.upper))):
@@ -298,10 +306,7 @@ def test_services_regret_what_they_and_their_shared_columns_pay() -> None:
     for seed in SEEDS:
         _, model, arrays, start, best = case(seed)
         steps = model.program.steps
-        lazy = lazy_of(arrays, start)
-        lazy.enter_solution(best)
-        relaxed = lazy.solve(steps[-1], caps_at(steps, best)[-1], None)
-        assert relaxed is not None
+        lazy, relaxed = relaxed_at(arrays, steps, start, best)
         regrets = regrets_of(arrays, lazy, relaxed)
         owned = arrays.owner >= 0
         using = np.zeros(regrets.services, bool)

@@ -141,5 +141,5 @@ def instance_size(instance: Instance) -> InstanceSize:
         free_gpus=sum(TreeView(instance).free),
         services=len(instance.services),
         running_groups=len(instance.running),
-        running_instances=sum(len(group.instances) for group in instance.running),
+        running_instances=instance.running_instances,
     )

@@ -71,7 +71,7 @@ class InstanceFacts:
             "gpus": sum(node.gpus for node in instance.nodes),
             "free_gpus": sum(self.tree.free),
             "services": len(instance.services),
-            "running_instances": sum(len(group.instances) for group in instance.running),
+            "running_instances": instance.running_instances,
             "target_gpus": sum(self._target.values()),
             "high_tier_gpus_total": sum(
                 node.gpus

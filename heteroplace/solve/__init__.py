@@ -204,17 +204,12 @@ class _Run:
         if deadline is not None:
             # A part of the tolerance is for the greedy: cut off, it leaves capacity unmet.
             deadline += TOLERANCE
-            deadline -= self.pace * self.running
+            deadline -= self.pace * self.instance.running_instances
         late = deadline is not None and began >= deadline
         with _uncollected(), stage("greedy"):
             decision = Decision() if late else method(self.tree, deadline, self.pace)
         self.timed("solve", began)
         return decision
-
-    @property
-    def running(self) -> int:
-        """Number of running instances."""
-        return sum(len(group.instances) for group in self.instance.running)
 
     def last_work(self, decision: Decision, seconds: float) -> float:
         """Seconds to keep for the final plan, by those that the greedy's took.
@@ -224,7 +219,7 @@ class _Run:
         """
         share = 1.0
         if self.prepared is None:
-            added, running = len(decision.added) + 1, self.running
+            added, running = len(decision.added) + 1, self.instance.running_instances
             share = max(LEAST_EFFORT, (added + KNOWN_EFFORT * running) / (added + running))
         return LAST_EFFORT * share * seconds + LAST_MARGIN
 

@@ -265,12 +265,14 @@ class _Walker:
                 self.offer(each)
 
     def guide(self, rounding: Rounding) -> None:
-        """Relax the steps in order, each with those before at their bounds, and round the last."""
+        """Relax the steps in order, each with those before at their bounds, and round the last.
+
+        The early ones are rounded too, as long as a step before the last is open and time is left.
+        """
         if len(self.arrays.lower) < LARGE or self.best is None:
             return
         caps: list[tuple[ProgramStep, int]] = []
-        last: Relaxation | None = None
-        early: list[Relaxation] = []
+        solved: list[Relaxation] = []
         for index, (step, outcome) in enumerate(zip(self.steps, self.outcomes, strict=True)):
             reached = outcome.bound
             if not outcome.proven:
@@ -283,37 +285,34 @@ class _Walker:
                         found = self.engine.relax(step, caps, self.best, seconds)
                 if found is None:
                     break
-                if last is not None:
-                    early.append(last)
-                last = found
+                solved.append(found)
                 self.relaxed[index].append(([value for _, value in caps], found.bound))
                 reached = found.bound if reached is None else max(reached, found.bound)
             if reached is None:
                 break
             if len(step.columns):
                 caps.append((step, reached))
-        if last is not None:
-            began = time.monotonic()
-            with stage("guided greedy"):
-                rounded = rounding(last.x)
-            self.offer(rounded)
-            taken = time.monotonic() - began
-            # Where much stays unmet, what an early relaxation says may be better in its step.
-            for each in reversed(early):
-                left = self.seconds(1.0)
-                if not self.best_is_open() or (
-                    left is not None and left < ROUNDING_PATIENCE * taken
-                ):
-                    break
-                with stage("guided greedy"):
-                    self.offer(rounding(each.x))
-            if rounded is not None and rounded is not self.best and self.arrays.feasible(rounded):
-                # Worse in an early step, but perhaps near to something better in all.
-                self.rounded = rounded
+        if not solved:
+            return
+        began = time.monotonic()
+        rounded = self.round(solved.pop(), rounding)
+        taken = time.monotonic() - began
+        # Where much stays unmet, what an early relaxation says may be better in its step.
+        while solved and any(index + 1 < len(self.steps) for index in self.open_steps()):
+            left = self.seconds(1.0)
+            if left is not None and left < ROUNDING_PATIENCE * taken:
+                break
+            self.round(solved.pop(), rounding)
+        if rounded is not None and rounded is not self.best and self.arrays.feasible(rounded):
+            # Worse in an early step, but perhaps near to something better in all.
+            self.rounded = rounded
 
-    def best_is_open(self) -> bool:
-        """Whether a step before the last is not proven."""
-        return any(index + 1 < len(self.steps) for index in self.open_steps())
+    def round(self, relaxation: Relaxation, rounding: Rounding) -> Ints | None:
+        """Round a relaxation and take the solution if it is better."""
+        with stage("guided greedy"):
+            rounded = rounding(relaxation.x)
+        self.offer(rounded)
+        return rounded
 
     def bound_all(self) -> None:
         """Give every open step the bound of its linear relaxation."""

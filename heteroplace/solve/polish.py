@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 
@@ -56,7 +57,7 @@ class Regrets:
     worth: Floats
     relaxed: Floats
 
-    @property
+    @cached_property
     def services(self) -> int:
         """Number of services."""
         return int(self.owner.max(initial=-1)) + 1
@@ -194,6 +195,9 @@ class _Try:
 class _Search:
     """The best solution, and where to look next."""
 
+    weight: Floats
+    promising: Flags
+
     def __init__(
         self,
         arrays: Arrays,
@@ -211,6 +215,7 @@ class _Search:
         self.regrets = regrets
         self.rng = np.random.default_rng(seed)
         self.neighbourhood = _Neighbourhood(arrays, regrets.owner)
+        self.looked_at: Ints | None = None
         self.size = dict.fromkeys(REACHES, float(FIRST_SIZE))
         self.rounds = 0
         self.idle = 0
@@ -224,22 +229,30 @@ class _Search:
 
     def next(self, busy: list[Flags]) -> _Try | None:
         """A neighbourhood of services of which none is busy; null when there are none left."""
-        regret = self.regrets.of_services(self.arrays, self.best)
-        taken = np.zeros(len(regret) + 1, bool)
+        taken = np.zeros(self.regrets.services + 1, bool)
         for each in busy:
             taken |= each
         taken[-1] = False
         if taken[:-1].all():
             return None
+        self.look()
         reach = REACHES[self.rounds % len(REACHES)]
         self.rounds += 1
-        typical = float(regret.mean()) + 1e-9
-        weight = regret + EVERYWHERE * typical
-        weight[self.regrets.elsewhere(self.best)] += ELSEWHERE * typical
-        chosen = _draw(self.rng, weight, round(self.size[reach]), taken[:-1])
-        wanted = chosen[self.regrets.owner] & self.regrets.promising(self.best)
+        chosen = _draw(self.rng, self.weight, round(self.size[reach]), taken[:-1])
+        wanted = chosen[self.regrets.owner] & self.promising
         free = self.neighbourhood.of(wanted, reach)
         return _Try(chosen, reach, Restricted.of(self.arrays, free, self.best))
+
+    def look(self) -> None:
+        """Find how often to draw every service, and which columns promise something."""
+        if self.looked_at is self.best:
+            return
+        self.looked_at = self.best
+        regret = self.regrets.of_services(self.arrays, self.best)
+        typical = float(regret.mean()) + 1e-9
+        self.weight = regret + EVERYWHERE * typical
+        self.weight[self.regrets.elsewhere(self.best)] += ELSEWHERE * typical
+        self.promising = self.regrets.promising(self.best)
 
     def take(self, attempt: _Try, found: Ints | None, exhausted: bool) -> bool:
         """Learn from a neighbourhood; whether there is a better solution now."""
