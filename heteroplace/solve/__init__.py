@@ -18,7 +18,7 @@ import numpy as np
 from heteroplace.check import Checker
 from heteroplace.decision import Decision, Naming
 from heteroplace.formulation import Model, build, extract, hint
-from heteroplace.formulation.program import LateError
+from heteroplace.formulation.program import Floats, Ints, LateError
 from heteroplace.instance import Instance
 from heteroplace.plan import (
     Evaluation,
@@ -241,7 +241,7 @@ class _Run:
             self.engine = engine.name
             began = time.monotonic()
             try:
-                with stage("program"):
+                with _uncollected(), stage("program"):
                     model = build(self.tree, deadline)
             finally:
                 self.timed("build", began)
@@ -276,7 +276,7 @@ class _Run:
         self, engine: Engine, model: Model, start: Decision, deadline: float | None
     ) -> Decision | None:
         began = time.monotonic()
-        with stage("program"):
+        with _uncollected(), stage("program"):
             arrays = model.program.arrays()
             x = hint(model, start)
         columns, rows, nonzeros = model.program.shape
@@ -285,18 +285,16 @@ class _Run:
             log.warning("the greedy's plan is no solution of the program")
             x = None
         self.timed("build", began)
+
+        def rounding(relaxed: Floats) -> Ints | None:
+            with _uncollected():
+                return hint(model, guided(model, relaxed, deadline, self.pace))
+
         began = time.monotonic()
         try:
             with stage("engine loaded"):
                 engine.load(arrays, self.profile)
-            walk = walk_steps(
-                engine,
-                arrays,
-                model.program.steps,
-                x,
-                deadline,
-                lambda relaxed: hint(model, guided(model, relaxed, deadline, self.pace)),
-            )
+            walk = walk_steps(engine, arrays, model.program.steps, x, deadline, rounding)
         finally:
             self.timed("solve", began)
         self.outcomes = walk.steps
@@ -310,7 +308,7 @@ class _Run:
         if x is not None and np.array_equal(walk.solution, x):
             return None
         began = time.monotonic()
-        with stage("naming and checking"):
+        with _uncollected(), stage("naming and checking"):
             decision = extract(model, walk.solution)
         self.timed("assign", began)
         return decision
