@@ -119,11 +119,16 @@ def _route(model: Model, x: list[int], tokens: list[_Token]) -> None:
                 for number, count in wanted.parts:
                     entering[number, place].extend([token] * count)
     arriving: dict[tuple[int, int], deque[_Token]] = defaultdict(deque)
-    for (number, domain), queue in entering.items():
-        gpus = model.blocks[number].gpus
-        for cell, column in model.flow[number, domain].items():
+    for number, flow in model.flows.items():
+        # A domain has a lower number than those below it, so it has all it gets when its turn comes.
+        for domain in sorted(flow.passed):
+            queue = entering[number, flow.over[domain]]
+            for _ in range(x[flow.passed[domain]]):
+                entering[number, domain].append(queue.popleft())
+        for cell, column in flow.cells.items():
             for _ in range(x[column]):
-                arriving[cell, gpus].append(queue.popleft())
+                token = entering[number, flow.over_cell[cell]].popleft()
+                arriving[cell, model.blocks[number].gpus].append(token)
     for cell, counts in model.arriving.items():
         gpu_type = model.tree.cells[cell].gpu_type
         for size, node in _assign(model, cell, counts, x):
@@ -305,11 +310,11 @@ def _place(
         domain = place
     blocks = _blocks(model, candidate.service, role, shape, nodes, wanted)
     for number, node in blocks:
-        flow = model.flow[number, domain]
-        cell = model.tree.node_cell[node]
-        if cell not in flow:
+        way = model.flows[number].way(domain, model.tree.node_cell[node])
+        if way is None:
             return False
-        x[flow[cell]] += 1
+        for column in way:
+            x[column] += 1
         arrivals[node].append(model.blocks[number].gpus)
     return True
 

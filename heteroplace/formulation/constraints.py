@@ -17,7 +17,15 @@ from heteroplace.formulation.cover import covers
 from heteroplace.formulation.hull import Band, Change, Hull, reachable
 from heteroplace.formulation.packing import Pool
 from heteroplace.formulation.program import INFINITE, GroupBlock
-from heteroplace.formulation.variables import Candidate, Demand, Leaver, Model, Terms, Wanted
+from heteroplace.formulation.variables import (
+    Candidate,
+    Demand,
+    Flow,
+    Leaver,
+    Model,
+    Terms,
+    Wanted,
+)
 from heteroplace.instance import RatioBand
 
 MOST_CHANGES = 5000
@@ -120,30 +128,58 @@ def _balance(
 def colocation(model: Model) -> None:
     """Every instance lies in its group's domain.
 
-    Blocks of one size that enter at one domain are interchangeable; ``flow`` counts how many of
-    them each cell of the domain gets.
+    Blocks of one size are interchangeable where they meet: each domain in which some enter hands
+    them, and what it gets from above, on to the next such domains below and to its own cells.
     """
-    program = model.program
-    arriving: dict[tuple[int, int], list[int]] = defaultdict(list)
-    for (number, domain), (columns, counts) in model.entering.items():
-        block = model.blocks[number]
-        room = model.cell_rooms(block.gpu_type, block.gpus)
-        most = sum(map(mul, counts, map(program.upper.__getitem__, columns)))
-        cells = [cell for cell in model.tree.cells_below[domain] if room[cell]]
-        added = program.add_columns([min(room[cell], most) for cell in cells])
-        model.flow[number, domain] = dict(zip(cells, added, strict=True))
-        _balance(model, "colocation", columns, counts, added)
-        for cell, column in zip(cells, added, strict=True):
-            arriving[cell, number].append(column)
-    for (cell, number), columns in arriving.items():
-        block = model.blocks[number]
-        if len(columns) == 1:
-            model.arriving[cell][block.gpus] = columns[0]
-        else:
-            total = program.column(model.cell_rooms(block.gpu_type, block.gpus)[cell])
-            _balance(model, "colocation", columns, [1] * len(columns), [total])
-            model.arriving[cell][block.gpus] = total
-            model.derive(total, [(column, 1) for column in columns])
+    domains: dict[int, list[int]] = defaultdict(list)
+    for number, domain in model.entering:
+        domains[number].append(domain)
+    for number, entered in domains.items():
+        _add_flow(model, number, sorted(entered))
+
+
+def _add_flow(model: Model, number: int, entered: list[int]) -> None:
+    """Count the blocks of one size that each domain passes on, and those that arrive in each cell.
+
+    What is tree-shaped needs one balance per domain: the blocks that enter in a domain have room
+    below it when no domain inside it gets less than enter there (Hall's condition on a tree).
+    """
+    program, tree, block = model.program, model.tree, model.blocks[number]
+    room = model.cell_rooms(block.gpu_type, block.gpus)
+    flow = model.flows[number] = Flow()
+    inside = set(entered)
+
+    def nearest(domain: int) -> int:
+        while domain != -1 and domain not in inside:
+            domain = tree.domains[domain].parent
+        return domain
+
+    below: dict[int, list[int]] = {domain: [] for domain in entered}
+    most: dict[int, int] = {}
+    # Parents come before their children.
+    for domain in entered:
+        columns, counts = model.entering[number, domain]
+        most[domain] = sum(map(mul, counts, map(program.upper.__getitem__, columns)))
+        over = nearest(tree.domains[domain].parent)
+        if over != -1:
+            fitting = min(most[over], model.units(block.gpu_type, block.gpus, domain))
+            most[domain] += most[over]
+            if fitting:
+                flow.over[domain] = over
+                flow.passed[domain] = program.column(fitting)
+                below[over].append(flow.passed[domain])
+    for cell, fitting in enumerate(room):
+        over = nearest(tree.cells[cell].domain) if fitting else -1
+        if over != -1:
+            column = program.column(min(fitting, most[over]))
+            flow.over_cell[cell] = over
+            flow.cells[cell] = model.arriving[cell][block.gpus] = column
+            below[over].append(column)
+    for domain in entered:
+        columns, counts = model.entering[number, domain]
+        if domain in flow.passed:
+            columns, counts = [*columns, flow.passed[domain]], [*counts, 1]
+        _balance(model, "colocation", columns, counts, below[domain])
 
 
 def capacity(model: Model) -> None:

@@ -166,6 +166,39 @@ class Demand:
         return max(0, self.now - self.target)
 
 
+@dataclass(eq=False, slots=True)
+class Flow:
+    """How the blocks of one size come from where they enter to their cells.
+
+    Parameters
+    ----------
+    cells
+        Column of each cell: how many arrive there.
+    passed
+        Column of each domain: how many it gets from above.
+    over_cell, over
+        The domain that a cell or a domain gets them from: the next one above in which some enter.
+    """
+
+    cells: dict[int, int] = field(default_factory=dict)
+    passed: dict[int, int] = field(default_factory=dict)
+    over_cell: dict[int, int] = field(default_factory=dict)
+    over: dict[int, int] = field(default_factory=dict)
+
+    def way(self, domain: int, cell: int) -> list[int] | None:
+        """Columns that count a block from where it enters to a cell; null if it cannot go there."""
+        if cell not in self.cells:
+            return None
+        way = [self.cells[cell]]
+        at = self.over_cell[cell]
+        while at != domain:
+            if at not in self.passed:
+                return None
+            way.append(self.passed[at])
+            at = self.over[at]
+        return way
+
+
 @dataclass(frozen=True, eq=False)
 class Wanted(Footprint):
     """A footprint as a model knows it: one object each, so that looking it up costs no hashing.
@@ -234,7 +267,7 @@ class Model:
         default_factory=lambda: defaultdict(lambda: ([], []))
     )
     spread: dict[tuple[Wanted, int], dict[int, int]] = field(default_factory=dict)
-    flow: dict[tuple[int, int], dict[int, int]] = field(default_factory=dict)
+    flows: dict[int, Flow] = field(default_factory=dict)
     arriving: dict[int, dict[int, int]] = field(default_factory=lambda: defaultdict(dict))
     pools: dict[int, Pool] = field(default_factory=dict)
     singles: dict[int, dict[int, int]] = field(default_factory=dict)

@@ -8,12 +8,13 @@ on the cells it chose, in whole P/D units; what is left is placed as Algorithm 4
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import groupby
 
 from heteroplace.decision import Decision
 from heteroplace.formulation.program import Floats
-from heteroplace.formulation.variables import Model
+from heteroplace.formulation.variables import Flow, Model
 from heteroplace.solve.greedy import HIGHEST, NOTHING, GreedyCycle, Group, Option, Request
 
 ENOUGH = 0.5
@@ -62,6 +63,39 @@ class _Wish:
     counts: dict[tuple[str, int, int], float] = field(default_factory=dict)
 
 
+class _Ways:
+    """Blocks of one size that the relaxation sends into domains and cells, less those placed."""
+
+    def __init__(self, flow: Flow, values: list[float]) -> None:
+        self.domains: dict[int, dict[int, float]] = defaultdict(dict)
+        self.cells: dict[int, dict[int, float]] = defaultdict(dict)
+        for domain, column in flow.passed.items():
+            if values[column] >= ENOUGH:
+                self.domains[flow.over[domain]][domain] = values[column]
+        for cell, column in flow.cells.items():
+            if values[column] >= ENOUGH:
+                self.cells[flow.over_cell[cell]][cell] = values[column]
+
+    def take(self, domain: int, fits: Callable[[int], bool]) -> int:
+        """Send one more block that enters at a domain to a cell; :data:`NOTHING` if none is left."""
+        cells = self.cells.get(domain, {})
+        best = NOTHING
+        for cell, value in cells.items():
+            if value >= ENOUGH and (best == NOTHING or value > cells[best]) and fits(cell):
+                best = cell
+        if best != NOTHING:
+            cells[best] -= 1.0
+            return best
+        below = self.domains.get(domain, {})
+        for each in sorted(below, key=lambda each: -below[each]):
+            if below[each] >= ENOUGH:
+                best = self.take(each, fits)
+                if best != NOTHING:
+                    below[each] -= 1.0
+                    return best
+        return NOTHING
+
+
 class _Guided(GreedyCycle):
     def __init__(self, model: Model, x: Floats, deadline: float | None, pace: float) -> None:
         super().__init__(model.tree, deadline, pace)
@@ -82,14 +116,10 @@ class _Guided(GreedyCycle):
                 by_candidate[placement.candidate] = wish
                 self.wishes[candidate.service].append(wish)
             wish.counts[placement.role, placement.shape, placement.domain] = value
-        # Blocks that the relaxation lets flow from where they enter to each cell.
-        self.quotas: dict[tuple[str, int, int], dict[int, float]] = {}
-        for (number, domain), flow in model.flow.items():
-            block = model.blocks[number]
-            found = {cell: values[column] for cell, column in flow.items()}
-            quota = {cell: value for cell, value in found.items() if value > NONE}
-            if quota:
-                self.quotas[block.gpu_type, block.gpus, domain] = quota
+        self.ways = {
+            (model.blocks[number].gpu_type, model.blocks[number].gpus): _Ways(flow, values)
+            for number, flow in model.flows.items()
+        }
 
     def run(self) -> Decision:
         """Serve every class of priority: first what the relaxation wishes, then the rest."""
@@ -226,17 +256,11 @@ class _Guided(GreedyCycle):
         """Take the nodes of one instance that enters at a domain, on the cells of its flow."""
         if option.single:
             block = option.blocks[0]
-            quota = self.quotas.get((block.gpu_type, block.gpus, domain), {})
-            best = NOTHING
-            for cell, value in quota.items():
-                if self.room.largest[cell] >= block.gpus and (
-                    best == NOTHING or value > quota[best]
-                ):
-                    best = cell
-            if best != NOTHING and quota[best] >= ENOUGH:
-                node = self.room.fullest(best, block.gpus)
+            ways, largest = self.ways[block.gpu_type, block.gpus], self.room.largest
+            cell = ways.take(domain, lambda cell: largest[cell] >= block.gpus)
+            if cell != NOTHING:
+                node = self.room.fullest(cell, block.gpus)
                 self.room.take(node, block.gpus)
                 group.taken.append(node)
-                quota[best] -= 1.0
                 return True
         return self.room.allocate(domain, option, HIGHEST, group.taken)
