@@ -180,6 +180,7 @@ def walk_steps(
         walker.guide(rounding)
     walker.improve_all_at_once()
     walker.bound_all()
+    walker.improve_to_the_end()
     walker.minimise_in_order()
     return Walk(walker.best, walker.outcomes, walker.late or walker.cut_short)
 
@@ -256,13 +257,27 @@ class _Walker:
             first = min([first, *worse])
         seconds = self.seconds(1.0)
         if seconds is not None:
-            proof = seconds >= PROOF_PACE * len(self.arrays.lower)
-            seconds *= MERGED_SHARE if proof else HASTY_SHARE
+            seconds *= HASTY_SHARE if self.hasty(seconds) else MERGED_SHARE
+        self.improve(first, start, seconds)
+
+    def improve(self, first: int, start: Ints | None, seconds: float | None) -> None:
+        """Minimise one weighted sum of the steps from one on."""
         if not self.late:
             with stage("neighbourhoods"):
                 found = self.engine.improve(self.steps[first:], self.caps(first), start, seconds)
             for each in found:
                 self.offer(each)
+
+    def hasty(self, seconds: float) -> bool:
+        """Whether branch and bound would not come far in some seconds."""
+        return len(self.arrays.lower) >= LARGE and seconds < PROOF_PACE * len(self.arrays.lower)
+
+    def improve_to_the_end(self) -> None:
+        """Minimise the weighted sum on, where the time is too short for branch and bound."""
+        unproven, seconds = self.open_steps(), self.seconds(1.0)
+        if unproven and self.best is not None and seconds is not None and self.hasty(seconds):
+            self.improve(min(unproven), self.best, seconds)
+            self.seconds(1.0)
 
     def guide(self, rounding: Rounding) -> None:
         """Relax the steps in order, each with those before at their bounds, and round the last.

@@ -40,6 +40,7 @@ log = logging.getLogger("heteroplace")
 
 MOST_NODES = 200
 CLOSE_ENOUGH = 1e-4
+AGREED = 1e-6
 MOST_WORKERS = 4
 # Up to HiGHS 1.15 presolve now and then cuts off the best solutions; small programs need none.
 PRESOLVED = 300
@@ -111,18 +112,37 @@ class HighsEngine:
         caps: Caps,
         seconds: float | None,
     ) -> tuple[Ints | None, bool]:
+        began = time.monotonic()
         solver, scale = make_model(
-            part.arrays, part.caps(caps), part.step(step), self._profile, seconds
+            part.arrays, part.caps(caps), part.step(step), self._profile, seconds, relaxed=True
         )
+        highspy = _highspy()
+        solver.run()
+        optimal = highspy.HighsModelStatus.kOptimal
+        if solver.getModelStatus() != optimal:
+            return None, False
+        start = part.start.astype(float)
+        cost = np.asarray(solver.getLp().col_cost_)
+        if solver.getInfo().objective_function_value > cost @ start - 0.999 * scale:
+            return None, True
+        relaxed = np.asarray(solver.getSolution().col_value)
+        # Where both agree, the best is likely the same (relaxation induced neighbourhood search).
+        agreed = np.flatnonzero(np.abs(relaxed - start) <= AGREED).astype(np.int32)
+        solver.changeColsBounds(len(agreed), agreed, start[agreed], start[agreed])
+        whole = [highspy.HighsVarType.kInteger] * len(start)
+        solver.changeColsIntegrality(len(start), np.arange(len(start), dtype=np.int32), whole)
         # Of the last step alone: what is unmet weighs so much more that costs would be lost in it.
-        cost = part.step(last)
-        moving = float((cost.value(part.start) - cost.constant) * cost.unit)
+        last_cost = part.step(last)
+        moving = float((last_cost.value(part.start) - last_cost.constant) * last_cost.unit)
         enough = CLOSE_ENOUGH * abs(moving) * MERGED_SCALE
         solver.setOptionValue("mip_abs_gap", max(0.999, enough) * scale)
         solver.setOptionValue("mip_max_nodes", MOST_NODES)
+        solver.setOptionValue("mip_heuristic_run_feasibility_jump", False)
+        if seconds is not None:
+            left = seconds - (time.monotonic() - began)
+            solver.setOptionValue("time_limit", solver.getRunTime() + max(0.0, left))
         found = self._run(solver, part.start)
-        done = solver.getModelStatus() == _highspy().HighsModelStatus.kOptimal
-        return found, done
+        return found, solver.getModelStatus() == optimal
 
     def relax(
         self, step: ProgramStep, caps: Caps, start: Ints | None, seconds: float | None

@@ -16,7 +16,7 @@ from heteroplace.solve.lazy import best_of_owners
 from heteroplace.solve.restrict import Restricted
 
 # How far around the chosen services shared columns may move, in rows; neighbourhoods take turns.
-REACHES = (3, 2)
+REACHES = (4, 3)
 FIRST_SIZE = 12
 SMALLEST_SIZE = 3
 # Added to what a service regrets, in typical regrets: always, and where the relaxation differs.
@@ -25,7 +25,7 @@ ELSEWHERE = 0.4
 DIFFERENCE = 0.01
 GROWTH = 1.25
 FEW_BLOCKS = 16
-LONGEST = 1.0
+LONGEST = 0.5
 ROUNDS = 60
 PATIENCE = 20
 
