@@ -36,6 +36,8 @@ LAST_SHARE = 0.6
 STEP_SHARE = 0.5
 ENDED_BY_TIME = 0.85
 ROUNDING_PATIENCE = 3.0
+OFTEN_MET = 0.1
+NOTHING = 1e-6
 DOMINANCE = 300.0
 MERGED_SCALE = 10**4
 
@@ -78,10 +80,13 @@ class Relaxation:
         Lower bound in units, constant included.
     x
         A solution of the relaxation.
+    complete
+        Whether it is solved to its end; if not, its solution may be far from the best.
     """
 
     bound: int
     x: Floats
+    complete: bool = True
 
 
 class Engine(Protocol):
@@ -282,15 +287,19 @@ class _Walker:
     def guide(self, rounding: Rounding) -> None:
         """Relax the steps in order, each with those before at their bounds, and round the last.
 
-        The early ones are rounded too, as long as a step before the last is open and time is left.
+        Where the last one did not come to its end, those before are rounded as well.
         """
         if len(self.arrays.lower) < LARGE or self.best is None:
             return
         caps: list[tuple[ProgramStep, int]] = []
         solved: list[Relaxation] = []
+        met = self.met_in_full()
         for index, (step, outcome) in enumerate(zip(self.steps, self.outcomes, strict=True)):
             reached = outcome.bound
-            if not outcome.proven:
+            if index in met:
+                assert reached is not None
+                self.relaxed[index].append(([value for _, value in caps], reached))
+            elif not outcome.proven:
                 seconds = self.seconds(
                     RELAXATION_SHARE if index + 1 < len(self.steps) else LAST_SHARE
                 )
@@ -309,11 +318,11 @@ class _Walker:
                 caps.append((step, reached))
         if not solved:
             return
+        whole = solved[-1].complete and index + 1 == len(self.steps)
         began = time.monotonic()
         rounded = self.round(solved.pop(), rounding)
         taken = time.monotonic() - began
-        # Where much stays unmet, what an early relaxation says may be better in its step.
-        while solved and any(index + 1 < len(self.steps) for index in self.open_steps()):
+        while solved and not whole and any(step + 1 < len(self.steps) for step in self.open_steps()):
             left = self.seconds(1.0)
             if left is not None and left < ROUNDING_PATIENCE * taken:
                 break
@@ -321,6 +330,34 @@ class _Walker:
         if rounded is not None and rounded is not self.best and self.arrays.feasible(rounded):
             # Worse in an early step, but perhaps near to something better in all.
             self.rounded = rounded
+
+    def met_in_full(self) -> set[int]:
+        """Early open steps that one relaxation brings to 0 together, so that none needs its own."""
+        assert self.best is not None
+        early = [
+            index
+            for index in self.open_steps()
+            if index + 1 < len(self.steps) and _is_sum(self.steps[index], self.outcomes[index])
+        ]
+        steps = [self.steps[index] for index in early]
+        most = sum(float(step.coefficients @ self.arrays.upper[step.columns]) for step in steps)
+        open_now = sum(float(step.coefficients @ self.best[step.columns]) for step in steps)
+        if len(early) < 2 or open_now > OFTEN_MET * most:
+            return set()
+        total = np.zeros(len(self.arrays.lower), np.int64)
+        for step in steps:
+            total[step.columns] += 1
+        columns = np.flatnonzero(total)
+        step = ProgramStep("early", columns, tuple(total[columns].tolist()), 0, Fraction(1))
+        caps = self.caps(early[0])
+        seconds = self.seconds(RELAXATION_SHARE)
+        if self.late:
+            return set()
+        with stage("relaxations"):
+            found = self.engine.relax(step, caps, self.best, seconds)
+        if found is None or found.x[columns].max(initial=0.0) > NOTHING:
+            return set()
+        return set(early)
 
     def round(self, relaxation: Relaxation, rounding: Rounding) -> Ints | None:
         """Round a relaxation and take the solution if it is better."""
@@ -415,6 +452,11 @@ def merged(steps: Steps, arrays: Arrays) -> ProgramStep:
     whole = np.rint(total * MERGED_SCALE).astype(np.int64)
     columns = np.flatnonzero(whole)
     return ProgramStep("all", columns, tuple(whole[columns].tolist()), 0, Fraction(1))
+
+
+def _is_sum(step: ProgramStep, outcome: StepOutcome) -> bool:
+    """Whether a step is at its bound just where all its columns are 0."""
+    return step.constant == outcome.bound and not (step.coefficients < 0).any()
 
 
 def _floor(step: ProgramStep, arrays: Arrays) -> int:

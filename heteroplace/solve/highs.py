@@ -169,7 +169,7 @@ class HighsEngine:
             found.x,
         )
         bound = whole_bound(found.bound, step)
-        return None if bound is None else Relaxation(bound, found.x)
+        return None if bound is None else Relaxation(bound, found.x, found.complete)
 
     def _relax(
         self,
