@@ -120,7 +120,7 @@ def _route(model: Model, x: list[int], tokens: list[_Token]) -> None:
                     entering[number, place].extend([token] * count)
     arriving: dict[tuple[int, int], deque[_Token]] = defaultdict(deque)
     for number, flow in model.flows.items():
-        # A domain has a lower number than those below it, so it has all it gets when its turn comes.
+        # Parents come before their children: a domain has all it gets when its turn comes.
         for domain in sorted(flow.passed):
             queue = entering[number, flow.over[domain]]
             for _ in range(x[flow.passed[domain]]):

@@ -322,7 +322,9 @@ class _Walker:
         began = time.monotonic()
         rounded = self.round(solved.pop(), rounding)
         taken = time.monotonic() - began
-        while solved and not whole and any(step + 1 < len(self.steps) for step in self.open_steps()):
+        while (
+            solved and not whole and any(step + 1 < len(self.steps) for step in self.open_steps())
+        ):
             left = self.seconds(1.0)
             if left is not None and left < ROUNDING_PATIENCE * taken:
                 break
@@ -332,18 +334,26 @@ class _Walker:
             self.rounded = rounded
 
     def met_in_full(self) -> set[int]:
-        """Early open steps that one relaxation brings to 0 together, so that none needs its own."""
+        """First open steps that one relaxation brings to 0 together, so that none needs its own.
+
+        Tried where the best solution lacks little of them.
+        """
         assert self.best is not None
-        early = [
-            index
-            for index in self.open_steps()
-            if index + 1 < len(self.steps) and _is_sum(self.steps[index], self.outcomes[index])
-        ]
-        steps = [self.steps[index] for index in early]
-        most = sum(float(step.coefficients @ self.arrays.upper[step.columns]) for step in steps)
-        open_now = sum(float(step.coefficients @ self.best[step.columns]) for step in steps)
-        if len(early) < 2 or open_now > OFTEN_MET * most:
+        early: list[int] = []
+        for index in self.open_steps():
+            step = self.steps[index]
+            columns = step.columns
+            most = float(step.coefficients @ self.arrays.upper[columns])
+            if (
+                index + 1 == len(self.steps)
+                or not _is_sum(step, self.outcomes[index])
+                or float(step.coefficients @ self.best[columns]) > OFTEN_MET * most
+            ):
+                break
+            early.append(index)
+        if len(early) < 2:
             return set()
+        steps = [self.steps[index] for index in early]
         total = np.zeros(len(self.arrays.lower), np.int64)
         for step in steps:
             total[step.columns] += 1

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable
+from copy import copy
 from dataclasses import dataclass, field
 from itertools import groupby
 
@@ -18,6 +19,9 @@ from heteroplace.formulation.variables import Flow, Model
 from heteroplace.solve.greedy import HIGHEST, NOTHING, GreedyCycle, Group, Option, Request
 
 ENOUGH = 0.5
+# A class of priority that lacks at most that part of what it wants is placed again.
+ATTEMPTS = 4
+LITTLE = 0.05
 NONE = 1e-6
 
 
@@ -63,6 +67,19 @@ class _Wish:
     counts: dict[tuple[str, int, int], float] = field(default_factory=dict)
 
 
+_Holdings = list[tuple[Group, list[Option], list[int]]]
+
+
+def lacking_gpus(request: Request) -> float:
+    """GPUs of the preferred shapes that a service is short of."""
+    roles = request.service.roles.values()
+    return sum(
+        short / target * float(role.target * role.gpus_per_capacity)
+        for role, short, target in zip(roles, request.short, request.target, strict=True)
+        if short > 0
+    )
+
+
 class _Ways:
     """Blocks of one size that the relaxation sends into domains and cells, less those placed."""
 
@@ -76,8 +93,15 @@ class _Ways:
             if values[column] >= ENOUGH:
                 self.cells[flow.over_cell[cell]][cell] = values[column]
 
+    def copy(self) -> _Ways:
+        """The same, to be used up apart."""
+        same = copy(self)
+        same.domains = defaultdict(dict, {key: dict(each) for key, each in self.domains.items()})
+        same.cells = defaultdict(dict, {key: dict(each) for key, each in self.cells.items()})
+        return same
+
     def take(self, domain: int, fits: Callable[[int], bool]) -> int:
-        """Send one more block that enters at a domain to a cell; :data:`NOTHING` if none is left."""
+        """Send one more block from where it enters to a cell; :data:`NOTHING` if there is none."""
         cells = self.cells.get(domain, {})
         best = NOTHING
         for cell, value in cells.items():
@@ -128,30 +152,53 @@ class _Guided(GreedyCycle):
             for request in ordered:
                 self.scale_in(request)
         for _, members in groupby(ordered, lambda each: each.service.priority):
-            requests = list(members)
-            for request in requests:
-                self.fulfil(request)
-            for request in requests:
-                if not self.late():
-                    self.scale_out(request)
-            for request in requests:
-                if request.wanting() and not self.late():
-                    self.start_over(request)
+            self.serve(list(members))
         if not self.instance.cycle.reuse_freed:
             for request in ordered:
                 if not self.late():
                     self.scale_in(request)
         return self.finish()
 
+    def serve(self, requests: list[Request]) -> None:
+        """Place a class of services; where little is short, again with those first that were."""
+        kept: list[tuple[Request, _Holdings]] = []
+        least = wanted = sum(map(lacking_gpus, requests))
+        for attempt in range(ATTEMPTS):
+            ways = {size: way.copy() for size, way in self.ways.items()}
+            self.place(requests)
+            lacking = {request.number: lacking_gpus(request) for request in requests}
+            now = sum(lacking.values())
+            if now < least or not kept:
+                kept, least = [(request, self.holdings(request)) for request in requests], now
+            if not now or now > LITTLE * wanted or attempt + 1 == ATTEMPTS or self.late():
+                break
+            for request in requests:
+                self.take_back(request)
+            self.ways = ways
+            requests = sorted(requests, key=lambda each: -lacking[each.number])
+        if now > least:
+            for request in requests:
+                self.take_back(request)
+            for request, placed in kept:
+                self.put_back(request, placed)
+
+    def place(self, requests: list[Request]) -> None:
+        """Place services as the relaxation wishes, then what is left as Algorithm 4 would."""
+        for request in requests:
+            self.fulfil(request)
+        for request in requests:
+            if not self.late():
+                self.scale_out(request)
+        for request in requests:
+            if request.wanting() and not self.late():
+                self.start_over(request)
+
     def start_over(self, request: Request) -> None:
         """Place a service anew as Algorithm 4 would, if that leaves it less unmet."""
         missing = self.missing(request)
         for tiers in (range(HIGHEST + 1), (HIGHEST,)):
-            before = request.groups
-            placed = [(group, list(group.added), list(group.taken)) for group in before]
-            for group in before:
-                self.undo(group, 0)
-            request.groups = [group for group in before if group.source is not None]
+            before = self.holdings(request)
+            self.take_back(request)
             for tier in tiers:
                 for group in list(request.groups):
                     self.grow(group, tier)
@@ -160,13 +207,26 @@ class _Guided(GreedyCycle):
             if now < missing:
                 missing = now
             else:
-                for group in request.groups:
-                    self.undo(group, 0)
-                request.groups = before
-                for group, added, taken in placed:
-                    self.redo(group, added, taken)
+                self.take_back(request)
+                self.put_back(request, before)
             if not missing:
                 return
+
+    def holdings(self, request: Request) -> _Holdings:
+        """What a service got in this cycle."""
+        return [(group, list(group.added), list(group.taken)) for group in request.groups]
+
+    def take_back(self, request: Request) -> None:
+        """Take back all that a service got in this cycle."""
+        for group in request.groups:
+            self.undo(group, 0)
+        request.groups = [group for group in request.groups if group.source is not None]
+
+    def put_back(self, request: Request, placed: _Holdings) -> None:
+        """Give a service that has nothing what it once got."""
+        request.groups = [group for group, _, _ in placed]
+        for group, added, taken in placed:
+            self.redo(group, added, taken)
 
     def missing(self, request: Request) -> int:
         """What a service lacks, every role as a part of its target."""

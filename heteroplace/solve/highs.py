@@ -88,7 +88,7 @@ class HighsEngine:
                 caps,
                 start,
                 regrets,
-                lambda part, limit: self._restricted(part, step, steps[-1], caps, limit),
+                lambda part, held, limit: self._restricted(part, step, steps[-1], held, limit),
                 deadline,
                 self._profile.seed,
                 self._workers(seconds),
@@ -114,7 +114,7 @@ class HighsEngine:
     ) -> tuple[Ints | None, bool]:
         began = time.monotonic()
         solver, scale = make_model(
-            part.arrays, part.caps(caps), part.step(step), self._profile, seconds, relaxed=True
+            part.arrays, caps, part.step(step), self._profile, seconds, relaxed=True
         )
         highspy = _highspy()
         solver.run()

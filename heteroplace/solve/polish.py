@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -48,6 +48,8 @@ class Regrets:
         Least reduced cost of opening each block.
     relaxed
         The solution of the relaxation.
+    early
+        Columns of early steps: of them only what is above the relaxation is regretted.
     """
 
     owner: Ints
@@ -56,6 +58,7 @@ class Regrets:
     reduced: Floats
     worth: Floats
     relaxed: Floats
+    early: Ints = field(default_factory=lambda: np.zeros(0, np.int64))
 
     @cached_property
     def services(self) -> int:
@@ -70,7 +73,9 @@ class Regrets:
         regret = self._of_shared(arrays, x)
         used = np.flatnonzero((x > 0) & (self.owner >= 0))
         free = used[self.block[used] < 0]
-        np.add.at(regret, self.owner[free], np.maximum(0.0, self.reduced[free]) * x[free])
+        above = x.astype(float)
+        above[self.early] = np.maximum(0.0, above[self.early] - self.relaxed[self.early])
+        np.add.at(regret, self.owner[free], np.maximum(0.0, self.reduced[free]) * above[free])
         opened = np.unique(self.block[used[self.block[used] >= 0]])
         np.add.at(regret, self.block_owner[opened], np.maximum(0.0, self.worth[opened]))
         return regret
@@ -107,7 +112,8 @@ class Regrets:
         reduced = self.reduced.copy()
         for each in early:
             reduced[each.columns] = cost[each.columns]
-        return replace(self, reduced=reduced)
+        columns = np.unique(np.concatenate([self.early, *(each.columns for each in early)]))
+        return replace(self, reduced=reduced, early=columns)
 
     def promising(self, x: Ints) -> Flags:
         """Columns outside blocks, and those of each service's few best blocks or in use."""
@@ -118,7 +124,7 @@ class Regrets:
         return np.asarray(kept[self.block])
 
 
-Minimise = Callable[[Restricted, float | None], tuple[Ints | None, bool]]
+Minimise = Callable[[Restricted, Caps, float | None], tuple[Ints | None, bool]]
 
 
 def polish(
@@ -145,8 +151,8 @@ def polish(
     regrets
         Where to look.
     minimise
-        Minimises the steps over a restricted program in some seconds: a solution of it, if any,
-        and whether that is close to its best.
+        Minimises the steps over a restricted program, with steps that stay at or below a value, in
+        some seconds: a solution of it, if any, and whether the search came to its end.
     deadline
         ``time.monotonic()`` at which to stop; null for a number of rounds.
     seed
@@ -172,7 +178,7 @@ def polish(
                 attempt = search.next([each.chosen for each in running.values()])
                 if attempt is None:
                     break
-                running[pool.submit(minimise, attempt.part, seconds)] = attempt
+                running[pool.submit(minimise, attempt.part, attempt.caps, seconds)] = attempt
             if not running:
                 return
             for future in wait(running, return_when=FIRST_COMPLETED).done:
@@ -185,11 +191,12 @@ def polish(
 
 @dataclass(frozen=True)
 class _Try:
-    """A neighbourhood: the services chosen, its reach, and the program that is left."""
+    """A neighbourhood: the services chosen, its reach, the program that is left and its caps."""
 
     chosen: Flags
     reach: int
     part: Restricted
+    caps: Caps
 
 
 class _Search:
@@ -241,7 +248,10 @@ class _Search:
         chosen = _draw(self.rng, self.weight, round(self.size[reach]), taken[:-1])
         wanted = chosen[self.regrets.owner] & self.promising
         free = self.neighbourhood.of(wanted, reach)
-        return _Try(chosen, reach, Restricted.of(self.arrays, free, self.best))
+        part = Restricted.of(self.arrays, free, self.best)
+        # Whatever makes the first of several steps worse would be refused.
+        first = [(self.steps[0], self.values[0])] if len(self.steps) > 1 else []
+        return _Try(chosen, reach, part, part.caps([*self.caps, *first]))
 
     def look(self) -> None:
         """Find how often to draw every service, and which columns promise something."""
