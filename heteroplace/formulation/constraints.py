@@ -13,7 +13,7 @@ from fractions import Fraction
 from math import gcd, lcm
 from operator import mul
 
-from heteroplace.formulation.cover import covers
+from heteroplace.formulation.cover import ceilings, covers
 from heteroplace.formulation.hull import Band, Change, Hull, reachable
 from heteroplace.formulation.packing import Pool
 from heteroplace.formulation.program import INFINITE, GroupBlock
@@ -715,6 +715,7 @@ def _add_target(model: Model, service: int, role: str, demand: Demand) -> None:
         [(column, -value) for column, value in zip(columns, capacities, strict=True)],
         demand.missing,
     )
+    _add_ceilings(model, columns, capacities, demand.missing)
     largest = max(capacities)
     top = demand.missing + largest - 1
     program.distinct_row("target", columns, capacities, upper=top)
@@ -727,6 +728,23 @@ def _add_target(model: Model, service: int, role: str, demand: Demand) -> None:
                 "target", [*columns, used], [*capacities, largest - capacity_], upper=top
             )
             model.derive(used, [(column, 1)], switch=True)
+
+
+def _add_ceilings(
+    model: Model, columns: list[int], capacities: tuple[int, ...], missing: int
+) -> None:
+    """Cut off sums that whole instances, none of them superfluous, cannot reach."""
+    program = model.program
+    kinds = tuple(dict.fromkeys(capacities))
+    place = [kinds.index(each) for each in capacities]
+    for ceiling in ceilings(kinds, missing):
+        weights = [ceiling.weights[each] for each in place]
+        row = {column: weight for column, weight in zip(columns, weights, strict=True) if weight}
+        if len(row) > 1:
+            program.distinct_row("target", row, row.values(), upper=ceiling.most)
+            continue
+        ((column, weight),) = row.items()
+        program.upper[column] = min(program.upper[column], ceiling.most // weight)
 
 
 def _added(model: Model, service: int, role: str, demand: Demand) -> dict[int, int]:
