@@ -209,6 +209,9 @@ class Stub:
         bound = None if self.relaxed is None else self.relaxed(step)
         return None if bound is None else Relaxation(bound, np.zeros(len(self.arrays.upper)))
 
+    def sharpen(self, step: ProgramStep, x: Ints, seconds: float | None) -> int | None:
+        return None
+
     def minimise(
         self, step: ProgramStep, caps: Caps, start: Ints | None, seconds: float | None
     ) -> Answer:

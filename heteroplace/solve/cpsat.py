@@ -57,6 +57,10 @@ class CpSatEngine:
         """No bound of its own: CP-SAT's proofs stay independent of floating-point solvers."""
         return None
 
+    def sharpen(self, step: ProgramStep, x: Ints, seconds: float | None) -> int | None:
+        """No bound of its own."""
+        return None
+
     def minimise(
         self, step: ProgramStep, caps: Caps, start: Ints | None, seconds: float | None
     ) -> Answer:

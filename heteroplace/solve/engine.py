@@ -30,7 +30,8 @@ LARGE = 2000
 MERGED_SHARE = 0.4
 # Where branch and bound would not come far, most of the time is better spent on the plan.
 PROOF_PACE = 4e-4
-HASTY_SHARE = 0.8
+HASTY_SHARE = 0.7
+SHARPENING_SHARE = 0.5
 RELAXATION_SHARE = 0.3
 LAST_SHARE = 0.6
 STEP_SHARE = 0.5
@@ -115,6 +116,12 @@ class Engine(Protocol):
         self, step: ProgramStep, caps: Caps, start: Ints | None, seconds: float | None
     ) -> Relaxation | None:
         """Solve the linear relaxation of a step; null when there is no time or no such thing."""
+
+    def sharpen(self, step: ProgramStep, x: Ints, seconds: float | None) -> int | None:
+        """A bound of the step relaxed last, with its caps, that may be better than that.
+
+        Null when there is none; ``x`` is a solution of the program that keeps the caps.
+        """
 
 
 @dataclass
@@ -210,6 +217,8 @@ class _Walker:
         # Of each step the relaxations that were solved: values the steps before were capped at,
         # and the bound.
         self.relaxed: list[list[tuple[list[int], int]]] = [[] for _ in steps]
+        # The step that was relaxed last, and the values that those before were capped at.
+        self.priced: tuple[int, list[int]] | None = None
         self.outcomes = [StepOutcome(None, _floor(step, arrays)) for step in steps]
         self.offer(start)
 
@@ -303,10 +312,7 @@ class _Walker:
                 seconds = self.seconds(
                     RELAXATION_SHARE if index + 1 < len(self.steps) else LAST_SHARE
                 )
-                found = None
-                if not self.late:
-                    with stage("relaxations"):
-                        found = self.engine.relax(step, caps, self.best, seconds)
+                found = None if self.late else self.relax(index, caps, seconds)
                 if found is None:
                     break
                 solved.append(found)
@@ -365,6 +371,7 @@ class _Walker:
             return set()
         with stage("relaxations"):
             found = self.engine.relax(step, caps, self.best, seconds)
+        self.priced = None
         if found is None or found.x[columns].max(initial=0.0) > NOTHING:
             return set()
         return set(early)
@@ -376,23 +383,51 @@ class _Walker:
         self.offer(rounded)
         return rounded
 
+    def relax(self, index: int, caps: Caps, seconds: float | None) -> Relaxation | None:
+        """Relax a step."""
+        with stage("relaxations"):
+            found = self.engine.relax(self.steps[index], caps, self.best, seconds)
+        self.priced = None if found is None else (index, [value for _, value in caps])
+        return found
+
     def bound_all(self) -> None:
-        """Give every open step the bound of its linear relaxation."""
+        """Give every open step the bound of its linear relaxation, and some a better one."""
         if self.best is None:
             return
-        for index in self.open_steps():
+        opened = self.open_steps()
+        for index in opened:
             caps = self.caps(index)
             values = [value for _, value in caps]
-            if self.recall(index, values):
+            known = self.recall(index, values)
+            sharp = index in (opened[0], len(self.steps) - 1)
+            if known and not (sharp and not self.outcomes[index].proven):
                 continue
-            seconds = self.seconds(RELAXATION_SHARE if index + 1 < len(self.steps) else 1.0)
-            if self.late:
-                return
-            with stage("relaxations"):
-                found = self.engine.relax(self.steps[index], caps, self.best, seconds)
-            if found is not None:
-                self.relaxed[index].append((values, found.bound))
-                self.raise_bound(index, found.bound)
+            if not (known and self.is_priced(index, values)):
+                seconds = self.seconds(RELAXATION_SHARE if index + 1 < len(self.steps) else 1.0)
+                if self.late:
+                    return
+                found = self.relax(index, caps, seconds)
+                if found is not None:
+                    self.relaxed[index].append((values, found.bound))
+                    self.raise_bound(index, found.bound)
+            if sharp and self.is_priced(index, values):
+                self.sharpen(index)
+
+    def is_priced(self, index: int, values: list[int]) -> bool:
+        """Whether a step was relaxed last, with no tighter caps than some values."""
+        if self.priced is None or self.priced[0] != index:
+            return False
+        return all(new <= old for old, new in zip(self.priced[1], values, strict=True))
+
+    def sharpen(self, index: int) -> None:
+        """Give the step that was relaxed last a better bound."""
+        if self.outcomes[index].proven or self.best is None:
+            return
+        seconds = self.seconds(SHARPENING_SHARE)
+        if not self.late:
+            with stage("bounds of services"):
+                bound = self.engine.sharpen(self.steps[index], self.best, seconds)
+            self.raise_bound(index, bound)
 
     def recall(self, index: int, values: list[int]) -> bool:
         """Whether a relaxation that was solved before says all that one with these caps would."""

@@ -35,6 +35,7 @@ from heteroplace.solve.floating import (
 from heteroplace.solve.lazy import LazyRelaxation, Relaxed
 from heteroplace.solve.polish import Regrets, polish
 from heteroplace.solve.restrict import Restricted
+from heteroplace.solve.whole import Part, Services
 
 log = logging.getLogger("heteroplace")
 
@@ -46,6 +47,7 @@ MOST_WORKERS = 4
 PRESOLVED = 300
 MARGIN_SHARE = 0.1
 LONGEST_MARGIN = 0.3
+LONGEST_PART = 0.5
 
 
 def _highspy() -> Any:
@@ -69,6 +71,7 @@ class HighsEngine:
         self._profile = profile
         self._lazy: LazyRelaxation | None = None
         self._regrets: Regrets | None = None
+        self._services: Services | None = None
 
     def improve(
         self, steps: Steps, caps: Caps, start: Ints | None, seconds: float | None
@@ -184,6 +187,51 @@ class HighsEngine:
         if start is not None:
             lazy.enter_solution(start)
         return lazy, lazy.solve(step, caps, deadline)
+
+    def sharpen(self, step: ProgramStep, x: Ints, seconds: float | None) -> int | None:
+        """Raise the bound of the last relaxation by placing single services in whole instances."""
+        lazy = self._lazy
+        if lazy is None or lazy.prices is None:
+            return None
+        prices = lazy.prices
+        deadline = None if seconds is None else time.monotonic() + seconds
+
+        def work() -> float:
+            if self._services is None:
+                blocks = lazy.blocks
+                self._services = Services(self._arrays, blocks.of_column, blocks.owner)
+            workers = self._workers(seconds)
+            return self._services.bound(prices, x, self._least, deadline, workers)
+
+        found = within(seconds, work)
+        return None if found is None else whole_bound(found, step)
+
+    def _least(self, part: Part, seconds: float | None) -> float | None:
+        """A lower bound of what a service costs alone."""
+        highspy = _highspy()
+        solver = make_solver(self._profile)
+        infinite = highspy.kHighsInf
+        factor = row_factors(part.starts, part.values)
+        lp = highspy.HighsLp()
+        lp.num_col_, lp.num_row_ = len(part.cost), len(part.low)
+        lp.col_cost_ = part.cost
+        lp.col_lower_, lp.col_upper_ = np.zeros(len(part.cost)), part.upper.astype(float)
+        lp.row_lower_ = np.where(part.low <= -INFINITE, -infinite, part.low * factor)
+        lp.row_upper_ = np.where(part.high >= INFINITE, infinite, part.high * factor)
+        lp.a_matrix_.format_ = highspy.MatrixFormat.kRowwise
+        lp.a_matrix_.start_, lp.a_matrix_.index_ = part.starts, part.columns
+        lp.a_matrix_.value_ = part.values * np.repeat(factor, np.diff(part.starts))
+        lp.integrality_ = [highspy.HighsVarType.kInteger] * len(part.cost)
+        if solver.passModel(lp) == highspy.HighsStatus.kError:
+            return None
+        limit = LONGEST_PART if seconds is None else min(LONGEST_PART, seconds)
+        solver.setOptionValue("time_limit", limit)
+        solver.run()
+        statuses = highspy.HighsModelStatus
+        if solver.getModelStatus() not in (statuses.kOptimal, statuses.kTimeLimit):
+            return None
+        bound = float(solver.getInfo().mip_dual_bound)
+        return bound if np.isfinite(bound) else None
 
     def minimise(
         self, step: ProgramStep, caps: Caps, start: Ints | None, seconds: float | None

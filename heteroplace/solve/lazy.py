@@ -33,6 +33,7 @@ from heteroplace.solve.floating import (
     rounded_down,
     row_factors,
 )
+from heteroplace.solve.whole import Prices
 
 PAYS = 1e-7
 NEW_PER_OWNER = 4
@@ -159,6 +160,8 @@ class LazyRelaxation:
         self._pattern_parts: list[tuple[Ints, Ints, Floats]] = []
         self._known: set[tuple[object, ...]] = set()
         self._last: Ints | None = None
+        #: What the last bound is made of.
+        self.prices: Prices | None = None
         self._add_shared()
 
     # -- the model -------------------------------------------------------------------------
@@ -393,8 +396,10 @@ class LazyRelaxation:
         arrays, blocks, shared = self.arrays, self.blocks, self._shared
         low, high = arrays.row_lower[shared], arrays.row_upper[shared]
         prices = np.zeros(len(arrays.row_lower))
+        values = np.zeros(len(arrays.row_lower))
         price = dual[: len(shared)] * self._factors[shared]
         prices[shared], value = paid_by_rows(low, high, price)
+        values[shared] = value
         cost = np.zeros(len(arrays.upper))
         cost[step.columns] = step.coefficients
         columns = [arrays.columns, *(cap.columns for cap in rows)]
@@ -406,10 +411,11 @@ class LazyRelaxation:
             capped.append(top * cap.top)
         reduced = reduced_costs(cost, np.concatenate(columns), np.concatenate(paid))
         free = self._free
-        upper = np.where(self._closed, 0.0, arrays.upper)
+        upper = np.where(self._closed, 0, arrays.upper)
         worth, corner, places = blocks.best_corners(reduced)
         gains = np.concatenate([reduced[free] * upper[free], worth])
         bound = rounded_down(np.concatenate([value, capped, np.minimum(0.0, gains)]))
+        self.prices = Prices(bound, prices, values, reduced, upper, worth)
         kept = np.where(blocks.of_column < 0, reduced, 0.0)
         return Relaxed(bound, x, kept, worth, complete=False), corner, places
 

@@ -91,6 +91,10 @@ class MilpEngine:
         """Lower bound of a step by the linear relaxation, which HiGHS solves for every engine."""
         return relaxation(self._arrays, caps, step, self._profile, seconds)
 
+    def sharpen(self, step: ProgramStep, x: Ints, seconds: float | None) -> int | None:
+        """No better bound than the relaxation's."""
+        return None
+
     def minimise(
         self, step: ProgramStep, caps: Caps, start: Ints | None, seconds: float | None
     ) -> Answer:

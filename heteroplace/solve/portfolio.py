@@ -65,6 +65,10 @@ class Portfolio:
         """Lower bound of a step by the linear relaxation."""
         return None if self._first is None else self._first.relax(step, caps, start, seconds)
 
+    def sharpen(self, step: ProgramStep, x: Ints, seconds: float | None) -> int | None:
+        """A better bound of the step relaxed last."""
+        return None if self._first is None else self._first.sharpen(step, x, seconds)
+
     def minimise(
         self, step: ProgramStep, caps: Caps, start: Ints | None, seconds: float | None
     ) -> Answer:
