@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from heteroplace.formulation.cover import Cover, covers
+from heteroplace.formulation.cover import Ceiling, Cover, ceilings, covers
 
 CAPACITIES = st.lists(st.integers(1, 12), min_size=1, max_size=3, unique=True).map(tuple)
 
@@ -89,3 +89,50 @@ def test_a_relaxation_with_covers_misses_little(capacities: tuple[int, ...]) -> 
         gap += whole - plain
         closed += covered - plain
     assert closed >= 0.6 * gap > 0
+
+
+def tight(capacities: tuple[int, ...], missing: int) -> list[tuple[int, ...]]:
+    """All counts without an instance that could be left out."""
+    ranges = [range(-(-missing // each) + 1) for each in capacities]
+    found = []
+    for counts in product(*ranges):
+        added = sum(c * n for c, n in zip(capacities, counts, strict=True))
+        if all(added - c < missing for c, n in zip(capacities, counts, strict=True) if n):
+            found.append(counts)
+    return found
+
+
+@given(CAPACITIES, st.integers(1, 40))
+def test_counts_without_a_superfluous_instance_keep_every_ceiling_and_reach_it(
+    capacities: tuple[int, ...], missing: int
+) -> None:
+    counts = tight(capacities, missing)
+    for ceiling in ceilings(capacities, missing):
+        assert all(weight >= 0 for weight in ceiling.weights)
+        values = [sum(w * n for w, n in zip(ceiling.weights, each, strict=True)) for each in counts]
+        assert max(values) == ceiling.most
+
+
+@given(CAPACITIES.filter(lambda each: len(each) == 2), st.integers(1, 40), st.integers(0, 2**32))
+def test_two_capacities_are_described_by_their_hull(
+    capacities: tuple[int, ...], missing: int, seed: int
+) -> None:
+    cost = list(-np.random.default_rng(seed).random(2))
+    rows = [
+        (tuple(-weight for weight in each.weights), -each.most)
+        for each in ceilings(capacities, missing)
+    ]
+    whole = min(float(np.dot(cost, each)) for each in tight(capacities, missing))
+    assert least_cost(cost, rows) == pytest.approx(whole, abs=1e-6)
+
+
+def test_ceilings_of_a_few_cases() -> None:
+    # 8 grains by 4s and 3s: (2, 0), (1, 2) and (0, 3) reach it.
+    assert set(ceilings((4, 3), 8)) == {
+        Ceiling((0, 1), 3),
+        Ceiling((1, 1), 3),
+        Ceiling((2, 1), 4),
+        Ceiling((1, 0), 2),
+    }
+    assert ceilings((7,), 20) == (Ceiling((1,), 3),)
+    assert ceilings((1, 2, 3), 100_000) == ()

@@ -26,10 +26,13 @@ from heteroplace.solve.highs import make_solver, relaxation
 from heteroplace.solve.lazy import Blocks, LazyRelaxation, Relaxed
 from heteroplace.solve.polish import Regrets, polish
 from heteroplace.solve.restrict import Restricted
+from heteroplace.solve.whole import Services
 from heteroplace.topology import TreeView
 
 ENGINE = importlib.import_module("heteroplace.solve.engine")
 HIGHS = importlib.import_module("heteroplace.solve.highs")
+GUIDED = importlib.import_module("heteroplace.solve.guided")
+WHOLE = importlib.import_module("heteroplace.solve.whole")
 SEEDS = range(2000, 2040)
 
 
@@ -344,12 +347,15 @@ def test_polishing_only_improves(workers: int) -> None:
 
         def minimise(
             part: Restricted,
+            held: Any,
             seconds: float | None,
             engine: Any = engine,
             step: Any = step,
             last: Any = steps[-1],
         ) -> tuple[Ints | None, bool]:
-            found: tuple[Ints | None, bool] = engine._restricted(part, step, last, [], seconds)
+            found: tuple[Ints | None, bool] = engine._restricted(part, step, last, held, seconds)
+            if found[0] is not None:
+                assert all(each.value(found[0]) <= value for each, value in held)
             return found
 
         values = [[each.value(start) for each in steps]]
@@ -361,6 +367,82 @@ def test_polishing_only_improves(workers: int) -> None:
         assert all(later < earlier for earlier, later in pairwise(values))
         improved += len(values) > 1
     assert improved > 5
+
+
+def services_of(arrays: Arrays, lazy: LazyRelaxation) -> Services:
+    return Services(arrays, lazy.blocks.of_column, lazy.blocks.owner)
+
+
+@pytest.mark.parametrize("few", [1, 40])
+@pytest.mark.parametrize("workers", [1, 3])
+def test_whole_services_raise_the_bound_and_never_above_the_best(
+    monkeypatch: pytest.MonkeyPatch, few: int, workers: int
+) -> None:
+    monkeypatch.setattr(WHOLE, "FEW_BLOCKS", few)
+    raised = 0
+    for seed in SEEDS:
+        _, model, arrays, start, best = case(seed)
+        steps = model.program.steps
+        engine = HIGHS.HighsEngine()
+        engine.load(arrays, Profile())
+        lazy = lazy_of(arrays, start)
+        services = services_of(arrays, lazy)
+        for step, caps in zip(steps, caps_at(steps, best), strict=True):
+            relaxed = lazy.solve(step, caps, None)
+            assert relaxed is not None
+            assert lazy.prices is not None
+            bound = services.bound(lazy.prices, best, engine._least, None, workers)
+            seen = int(step.coefficients @ best[step.columns])
+            assert lazy.prices.bound <= bound <= seen + 1e-5 * max(1.0, abs(seen))
+            raised += bound > lazy.prices.bound + 1e-3
+    assert raised > 5
+
+
+def test_whole_services_and_any_prices_give_a_bound() -> None:
+    rng = np.random.default_rng(1)
+    for seed in SEEDS:
+        _, model, arrays, start, best = case(seed)
+        step = model.program.steps[-1]
+        caps = caps_at(model.program.steps, best)[-1]
+        engine = HIGHS.HighsEngine()
+        engine.load(arrays, Profile())
+        lazy, _ = relaxed_at(arrays, model.program.steps, start, best)
+        rows = lazy._cap(caps)
+        lazy._priced(step, rows, best.astype(float), rng.normal(0.0, 2.0, lazy._rows))
+        assert lazy.prices is not None
+        bound = services_of(arrays, lazy).bound(lazy.prices, best, engine._least, None)
+        seen = int(step.coefficients @ best[step.columns])
+        assert bound <= seen + 1e-5 * max(1.0, abs(seen), abs(lazy.prices.bound))
+
+
+def test_whole_services_have_no_time() -> None:
+    _, model, arrays, start, best = case(SEEDS[0])
+    steps = model.program.steps
+    lazy, _ = relaxed_at(arrays, steps, start, best)
+    assert lazy.prices is not None
+    unasked: Any = None
+    late = services_of(arrays, lazy).bound(lazy.prices, start, unasked, 0.0)
+    assert late == lazy.prices.bound
+
+
+def test_a_class_that_lacks_little_is_placed_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    less = 0
+    for seed in SEEDS:
+        instance, model, arrays, start, best = case(seed)
+        steps = model.program.steps
+        _, relaxed = relaxed_at(arrays, steps, start, best)
+        monkeypatch.setattr(GUIDED, "LITTLE", 1.0)
+        lacking = []
+        for attempts in (1, 4):
+            monkeypatch.setattr(GUIDED, "ATTEMPTS", attempts)
+            decision = guided(model, relaxed.x, None, 0.0)
+            assert check(instance, decision.plan(model.tree)) == []
+            found = evaluate(instance, decision.plan(model.tree))
+            top = f"unmet[{instance.priorities[0]}]"
+            lacking += [float(step.value) for step in found.steps if step.name == top]
+        assert lacking[1] <= lacking[0] + 1e-9
+        less += lacking[1] < lacking[0]
+    assert less > 0
 
 
 @pytest.mark.parametrize("solver", ["highs", "auto"])

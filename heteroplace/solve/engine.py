@@ -30,8 +30,8 @@ LARGE = 2000
 MERGED_SHARE = 0.4
 # Where branch and bound would not come far, most of the time is better spent on the plan.
 PROOF_PACE = 4e-4
-HASTY_SHARE = 0.7
-SHARPENING_SHARE = 0.5
+HASTY_SHARE = 0.6
+SHARPENING_SHARE = 0.7
 RELAXATION_SHARE = 0.3
 LAST_SHARE = 0.6
 STEP_SHARE = 0.5

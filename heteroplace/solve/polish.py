@@ -17,13 +17,13 @@ from heteroplace.solve.restrict import Restricted
 
 # How far around the chosen services shared columns may move, in rows; neighbourhoods take turns.
 REACHES = (4, 3)
-FIRST_SIZE = 12
+FIRST_SIZE = 8
 SMALLEST_SIZE = 3
 # Added to what a service regrets, in typical regrets: always, and where the relaxation differs.
 EVERYWHERE = 0.1
 ELSEWHERE = 0.4
 DIFFERENCE = 0.01
-GROWTH = 1.25
+GROWTH = 1.4
 FEW_BLOCKS = 16
 LONGEST = 0.5
 ROUNDS = 60

@@ -19,7 +19,7 @@ from heteroplace.formulation.program import Arrays, Floats, Ints, ranges
 from heteroplace.solve.floating import ROUNDING
 
 # Blocks of a service that are looked at; of the others only the cheapest is known.
-FEW_BLOCKS = 40
+FEW_BLOCKS = 70
 LITTLE = 0.01
 TOLERANCE = 1e-6
 
@@ -179,13 +179,15 @@ class Services:
     def _known(self, prices: Prices) -> Floats:
         """What the bound counts for every service."""
         rows = np.flatnonzero(self._row_owner >= 0)
-        known = np.bincount(self._row_owner[rows], prices.values[rows], self._services)
         free = np.flatnonzero((self._owner >= 0) & (self._block < 0))
-        gains = np.minimum(0.0, prices.reduced[free] * prices.upper[free])
-        known += np.bincount(self._owner[free], gains, self._services)
-        gains = np.minimum(0.0, prices.worth)
-        known += np.bincount(self._block_owner, gains, self._services)
-        return known
+        owners = (self._row_owner[rows], self._owner[free], self._block_owner)
+        gains = (
+            prices.values[rows],
+            np.minimum(0.0, prices.reduced[free] * prices.upper[free]),
+            np.minimum(0.0, prices.worth),
+        )
+        known = np.bincount(np.concatenate(owners), np.concatenate(gains), self._services)
+        return np.asarray(known, float)
 
     def _part(self, service: int, cost: Floats, prices: Prices, x: Ints) -> tuple[Part, float]:
         """The program of a service, and the worth of the best block that is not in it."""
@@ -229,7 +231,7 @@ _NOBODY = np.iinfo(np.int64).max
 
 def _range(places: Ints, values: Ints, size: int) -> tuple[Ints, Ints]:
     """Least and greatest value at each place; ``_NOBODY`` and -1 where there is none."""
-    low, high = np.full(size, _NOBODY), np.full(size, -1, np.int64)
+    low, high = np.full(size, _NOBODY, np.int64), np.full(size, -1, np.int64)
     np.minimum.at(low, places, values)
     np.maximum.at(high, places, values)
     return low, high
