@@ -287,7 +287,7 @@ def test_a_role_that_shrinks_leaves_room_in_a_group_of_limited_size(exact: Profi
 PRIMES = (999983, 999979, 999961, 999959, 999953)
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2, 4, 5])
+@pytest.mark.parametrize("seed", [0, 1, 2, 5, 6])
 def test_numbers_too_fine_for_63_bits_are_proven_all_the_same(seed: int) -> None:
     shrunk = {"s2": 2, "s1_per_s2": 1, "nodes_per_s1": 3}
     knobs = {"services": len(PRIMES), "priorities": [0], "load": 1.3, **shrunk}
