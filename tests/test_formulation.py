@@ -62,7 +62,7 @@ def expressed(seed: int, decision: Decision) -> Any:
     x = hint(model, decision)
     assert x is not None, seed
     arrays = model.program.arrays()
-    broken = [(model.program.row_unit[row], row) for row in arrays.broken_rows(x)]
+    broken = [(model.program.units[row], row) for row in arrays.broken_rows(x)]
     assert broken == [], seed
     assert arrays.feasible(x), seed
     assert all(step.quantum == 1 for step in model.program.steps), seed
@@ -137,9 +137,9 @@ def test_a_larger_program_of_the_same_instance_is_the_same(block: int) -> None:
         instance, _, model = case(seed)
         again = build(TreeView(Instance.from_json(instance.to_json()))).program
         assert again.shape == model.program.shape
-        assert again.row_upper == model.program.row_upper
-        assert again.columns == model.program.columns
-        assert again.coefficients == model.program.coefficients
+        one, other = again.arrays(), model.program.arrays()
+        for name in ("row_lower", "row_upper", "starts", "columns", "coefficients"):
+            assert np.array_equal(getattr(one, name), getattr(other, name))
 
 
 def test_what_runs_is_counted_as_it_is() -> None:
@@ -262,11 +262,12 @@ def solved(program: Program, fixed: dict[int, int], minimised: list[int]) -> lis
         model.new_int_var(*((fixed[index],) * 2 if index in fixed else (low, high)), "")
         for index, (low, high) in enumerate(zip(program.lower, program.upper, strict=True))
     ]
-    for row, (low, high) in enumerate(zip(program.row_lower, program.row_upper, strict=True)):
-        part = slice(program.starts[row], program.starts[row + 1])
-        terms = [columns[column] for column in program.columns[part]]
-        expression = cp_model.LinearExpr.weighted_sum(terms, program.coefficients[part])
-        model.add_linear_constraint(expression, low, high)
+    arrays = program.arrays()
+    for row, (low, high) in enumerate(zip(arrays.row_lower, arrays.row_upper, strict=True)):
+        part = slice(arrays.starts[row], arrays.starts[row + 1])
+        terms = [columns[column] for column in arrays.columns[part]]
+        expression = cp_model.LinearExpr.weighted_sum(terms, arrays.coefficients[part].tolist())
+        model.add_linear_constraint(expression, int(low), int(high))
     model.minimize(sum(columns[column] for column in minimised))
     solver = cp_model.CpSolver()
     solver.parameters.num_workers = 1

@@ -239,20 +239,25 @@ def test_blocks_know_their_columns_and_rows() -> None:
     for seed in SEEDS:
         _, _, arrays, _, best = case(seed)
         blocks = Blocks(arrays)
-        for number, (block, rows) in enumerate(zip(arrays.blocks, arrays.block_rows, strict=True)):
-            for row in rows:
+        table = arrays.blocks
+        assert table is not None
+        for number in range(len(table)):
+            for row in range(table.rows[number], table.rows[number + 1]):
                 part = slice(arrays.starts[row], arrays.starts[row + 1])
                 assert set(blocks.of_column[arrays.columns[part]]) <= {number}
-            sums = [sum(weight * best[column] for column, weight in side) for side in block.sides]
-            opened = bool(best[block.switch])
+            sums = []
+            for role in (0, 1):
+                side = slice(*table.starts[role][number : number + 2])
+                sums.append(int(table.weights[role][side] @ best[table.columns[role][side]]))
+            opened = bool(best[table.switch[number]])
             assert opened == any(sums)
             if opened:
                 seen += 1
-                point = (*sums, 0)[:2]
-                assert all(
-                    a * point[0] + b * point[1] == c if equal else a * point[0] + b * point[1] <= c
-                    for a, b, c, equal in block.hull.sides
-                )
+                values = [
+                    (a * sums[0] + b * sums[1], c, equal)
+                    for a, b, c, equal in table.hulls[table.hull[number]].sides
+                ]
+                assert all(value == c if equal else value <= c for value, c, equal in values)
     assert seen > 10
 
 

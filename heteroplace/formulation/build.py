@@ -42,7 +42,6 @@ def build(tree: TreeView, deadline: float | None = None) -> Model:
         constraint(model)
         program.check_time()
     add_steps(model)
-    model.program.add_block_rows()
     _name_owners(model)
     return model
 
@@ -343,6 +342,8 @@ def _fill(model: Model, x: list[int], arrivals: dict[int, list[int]]) -> None:
         x[column] = int(bool(arrivals.get(node)))
     for pool in model.pools.values():
         pool.hint(arrivals, x)
+    for switch in model.program.blocks.opened(np.array(x, np.int64)).tolist():
+        x[switch] = 1
     for derived in model.derived:
         value = derived.constant + sum(a * x[column] for column, a in derived.terms)
         value = int(value > 0) if derived.switch else max(0, value)

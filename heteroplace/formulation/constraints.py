@@ -16,7 +16,7 @@ from operator import mul
 from heteroplace.formulation.cover import ceilings, covers
 from heteroplace.formulation.hull import Band, Change, Hull, reachable
 from heteroplace.formulation.packing import Pool
-from heteroplace.formulation.program import INFINITE, GroupBlock
+from heteroplace.formulation.program import INFINITE
 from heteroplace.formulation.variables import (
     Candidate,
     Demand,
@@ -486,7 +486,7 @@ def _bands(model: Model, service: int) -> list[Band]:
 def _open_by_hulls(model: Model, number: int) -> None:
     """Describe the new groups of a service of one or two roles by their hulls.
 
-    Their rows come last: :meth:`Program.add_block_rows`.
+    Their rows come last.
     """
     names = tuple(model.service(number).roles)
     opened = [each for each in model.of_service.get(number, ()) if each.running is None]
@@ -500,7 +500,7 @@ def _open_by_hulls(model: Model, number: int) -> None:
     most = model.service(number).limits.max_instances_per_group
     program, placements_of = model.program, model.placements_of
     for candidate in opened:
-        sides: list[Terms] = []
+        sides: list[tuple[list[int], list[int]]] = []
         roles: list[tuple[_Opening, int]] = []
         for name in names:
             placements = placements_of.get((candidate.index, name), ())
@@ -511,7 +511,12 @@ def _open_by_hulls(model: Model, number: int) -> None:
                 openings[name, shapes] = opening
             roles.append((opening, opening.reach(model, candidate.domain)))
             weights = opening.weights
-            sides.append([(each.column, weights[each.shape]) for each in placements])
+            sides.append(
+                (
+                    [each.column for each in placements],
+                    [weights[each.shape] for each in placements],
+                )
+            )
         shared = _room_of_both(model, candidate.domain, roles, most)
         if shared is not None:
             a, b, room = shared
@@ -525,9 +530,7 @@ def _open_by_hulls(model: Model, number: int) -> None:
             points = reachable(changes[0], changes[1] if len(changes) > 1 else None, bands, shared)
             hull = hulls[key] = Hull.of(points - {(0, 0)})
         alive = model.alive[candidate.index] = program.column(1)
-        for side in sides:
-            model.derive(alive, side, switch=True)
-        program.blocks.append(GroupBlock(number, alive, tuple(map(tuple, sides)), hull))
+        program.blocks.add(number, alive, sides, hull)
 
 
 @dataclass(frozen=True, eq=False)

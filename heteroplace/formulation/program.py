@@ -87,25 +87,133 @@ class ProgramStep:
 
 
 @dataclass(frozen=True)
-class GroupBlock:
-    """Columns and rows of one group that may be opened, of which most stay unused.
+class GroupBlocks:
+    """Groups that may be opened, of which most stay unused: their columns and rows.
 
     Parameters
     ----------
     owner
-        Number of the service.
+        Number of the service of each.
     switch
-        Column that is 1 when the group is opened.
-    sides
-        Columns and weights of what the first role delivers, and the second if there is one.
-    hull
-        Hull of the pairs of these sums when the group is opened.
+        Column of each that is 1 when the group is opened.
+    hulls, hull
+        Hulls of the pairs of what the roles deliver in an opened group; the place of each one's.
+    starts, columns, weights
+        For the first role, then for the second if there is one: where the columns of each begin,
+        and the end of the last; the columns; what one instance of them delivers.
+    rows
+        Where the rows of each begin, and the end of the last; no other column occurs in them.
     """
 
-    owner: int
-    switch: int
-    sides: tuple[tuple[tuple[int, int], ...], ...]
-    hull: Hull
+    owner: Ints
+    switch: Ints
+    hulls: tuple[Hull, ...]
+    hull: Ints
+    starts: tuple[Ints, Ints]
+    columns: tuple[Ints, Ints]
+    weights: tuple[Ints, Ints]
+    rows: Ints
+
+    def __len__(self) -> int:
+        return len(self.owner)
+
+
+@dataclass
+class BlockList:
+    """:class:`GroupBlocks` as they are added."""
+
+    owners: list[int] = field(default_factory=list)
+    switches: list[int] = field(default_factory=list)
+    hulls: dict[int, Hull] = field(default_factory=dict)
+    hull_of: list[int] = field(default_factory=list)
+    lengths: tuple[list[int], list[int]] = field(default_factory=lambda: ([], []))
+    columns: tuple[list[int], list[int]] = field(default_factory=lambda: ([], []))
+    weights: tuple[list[int], list[int]] = field(default_factory=lambda: ([], []))
+
+    def __len__(self) -> int:
+        return len(self.owners)
+
+    def add(
+        self, owner: int, switch: int, sides: Sequence[tuple[list[int], list[int]]], hull: Hull
+    ) -> None:
+        """Add one: a service, its switch, columns and weights of one or two roles, and its hull."""
+        self.owners.append(owner)
+        self.switches.append(switch)
+        # Many share a hull.
+        self.hulls[id(hull)] = hull
+        self.hull_of.append(id(hull))
+        for (columns, weights), all_columns, all_weights, lengths in zip(
+            sides, self.columns, self.weights, self.lengths, strict=False
+        ):
+            all_columns.extend(columns)
+            all_weights.extend(weights)
+            lengths.append(len(columns))
+        if len(sides) == 1:
+            self.lengths[1].append(0)
+
+    def opened(self, x: Ints) -> Ints:
+        """Switches of the groups in which a solution has instances."""
+        used = np.zeros(len(self), bool)
+        for columns, lengths in zip(self.columns, self.lengths, strict=True):
+            block = np.repeat(np.arange(len(self)), lengths)
+            used[block[x[columns] > 0]] = True
+        return np.array(self.switches, np.int64)[used]
+
+    def rows(self, first: int) -> tuple[GroupBlocks, Rows]:
+        """All of them, and the sides of their hulls as rows from a number on."""
+        place = {key: number for number, key in enumerate(self.hulls)}
+        hull = np.fromiter(map(place.__getitem__, self.hull_of), np.int64, len(self))
+        switch = np.array(self.switches, np.int64)
+        starts, columns, weights = (
+            [np.concatenate([[0], np.cumsum(each, dtype=np.int64)]) for each in self.lengths],
+            [np.array(each, np.int64) for each in self.columns],
+            [np.array(each, np.int64) for each in self.weights],
+        )
+        sides = [each.sides for each in self.hulls.values()]
+        counts = np.array([len(each) for each in sides], np.int64)
+        flat = np.array([side for each in sides for side in each], np.int64).reshape(-1, 4)
+        lengths = counts[hull]
+        of_row = np.repeat(np.arange(len(self)), lengths)
+        a, b, c, equal = flat[ranges(np.concatenate([[0], np.cumsum(counts)]), hull)].T
+        number = np.arange(len(of_row))
+        parts = [(number, switch[of_row], -c)]
+        for role, factor in enumerate((a, b)):
+            row = np.repeat(number, np.diff(starts[role])[of_row])
+            at = ranges(starts[role], of_row)
+            parts.append((row, columns[role][at], weights[role][at] * factor[row]))
+        row, column, value = (np.concatenate(each) for each in zip(*parts, strict=True))
+        kept = value != 0
+        row, column, value = row[kept], column[kept], value[kept]
+        order = np.argsort(row, kind="stable")
+        blocks = GroupBlocks(
+            np.array(self.owners, np.int64),
+            switch,
+            tuple(self.hulls.values()),
+            hull,
+            (starts[0], starts[1]),
+            (columns[0], columns[1]),
+            (weights[0], weights[1]),
+            first + np.concatenate([[0], np.cumsum(lengths)]),
+        )
+        rows = Rows(
+            np.cumsum(np.bincount(row, minlength=len(number))),
+            column[order],
+            value[order],
+            np.where(equal, 0, -INFINITE),
+            np.zeros(len(number), np.int64),
+        )
+        return blocks, rows
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows in CSR: the end of each, columns, coefficients, lower and upper limits."""
+
+    stops: Ints
+    columns: Ints
+    coefficients: Ints
+    lower: Ints
+    upper: Ints
 
 
 class LateError(Exception):
@@ -131,8 +239,7 @@ class Program:
     columns: list[int] = field(default_factory=list)
     coefficients: list[int] = field(default_factory=list)
     steps: list[ProgramStep] = field(default_factory=list)
-    blocks: list[GroupBlock] = field(default_factory=list)
-    block_rows: list[range] = field(default_factory=list)
+    blocks: BlockList = field(default_factory=BlockList)
     owners: dict[int, int] = field(default_factory=dict)
 
     @property
@@ -268,56 +375,24 @@ class Program:
             )
         )
 
+    @cached_property
+    def _block_rows(self) -> tuple[GroupBlocks, Rows]:
+        return self.blocks.rows(len(self.row_lower))
+
     @property
     def shape(self) -> tuple[int, int, int]:
         """Columns, rows, nonzeros."""
-        return len(self.upper), len(self.row_lower), len(self.columns)
+        rows = self._block_rows[1]
+        return (
+            len(self.upper),
+            len(self.row_lower) + len(rows.stops),
+            len(self.columns) + len(rows.columns),
+        )
 
-    def add_block_rows(self) -> None:
-        """Add the sides of the hulls of all blocks as rows, on behalf of ``ratio``."""
-        blocks = self.blocks
-        if not blocks:
-            return
-        # Many blocks share a hull.
-        hulls = {id(block.hull): block.hull for block in blocks}
-        place = {key: number for number, key in enumerate(hulls)}
-        of_block = np.array([place[id(block.hull)] for block in blocks], np.int64)
-        sides = [hull.sides for hull in hulls.values()]
-        counts = np.array([len(each) for each in sides], np.int64)
-        flat = np.array([side for each in sides for side in each], np.int64).reshape(-1, 4)
-        # One row for every side of every block.
-        lengths = counts[of_block]
-        block_of_row = np.repeat(np.arange(len(blocks)), lengths)
-        side = ranges(np.concatenate([[0], np.cumsum(counts)]), of_block)
-        a, b, c, equal = flat[side].T
-        parts = [
-            self._side_entries(block_of_row, factor, role) for role, factor in enumerate((a, b))
-        ]
-        switch = np.array([block.switch for block in blocks], np.int64)[block_of_row]
-        parts.append((np.arange(len(side)), switch, -c))
-        row, column, value = (np.concatenate(each) for each in zip(*parts, strict=True))
-        kept = value != 0
-        row, column, value = row[kept], column[kept], value[kept]
-        order = np.argsort(row, kind="stable")
-        start = len(self.columns)
-        self.columns.extend(column[order].tolist())
-        self.coefficients.extend(value[order].tolist())
-        filled = np.cumsum(np.bincount(row, minlength=len(side)))
-        self.starts.extend((start + filled).tolist())
-        rows = len(self.row_lower)
-        self.row_lower.extend(np.where(equal, 0, -INFINITE).tolist())
-        self.row_upper.extend([0] * len(side))
-        self.row_unit.extend(["ratio"] * len(side))
-        stops = (rows + np.cumsum(lengths)).tolist()
-        begins = [rows, *stops[:-1]]
-        self.block_rows = [range(begin, stop) for begin, stop in zip(begins, stops, strict=True)]
-
-    def _side_entries(self, block_of_row: Ints, factor: Ints, role: int) -> tuple[Ints, Ints, Ints]:
-        """Row, column and coefficient of the columns of one role in the rows of blocks."""
-        starts, columns, weights = side_arrays(self.blocks, role)
-        row = np.repeat(np.arange(len(block_of_row)), np.diff(starts)[block_of_row])
-        place = ranges(starts, block_of_row)
-        return row, columns[place], weights[place] * factor[row]
+    @property
+    def units(self) -> list[str]:
+        """Who added each row; those of blocks, the sides of hulls, come last."""
+        return self.row_unit + ["ratio"] * len(self._block_rows[1].stops)
 
     def _owner(self) -> Ints:
         owner = np.full(len(self.upper), -1, np.int64)
@@ -332,16 +407,20 @@ class Program:
         OverflowError
             If a coefficient or the value of a row may not fit 63 bits.
         """
+        blocks, rows = self._block_rows
+
+        def joined(first: list[int], then: Ints) -> Ints:
+            return np.concatenate([np.array(first, np.int64), then])
+
         arrays = Arrays(
             np.zeros(len(self.upper), np.int64),
             np.array(self.upper, np.int64),
-            np.array(self.row_lower, np.int64),
-            np.array(self.row_upper, np.int64),
-            np.array(self.starts, np.int64),
-            np.array(self.columns, np.int64),
-            np.array(self.coefficients, np.int64),
-            tuple(self.blocks),
-            tuple(self.block_rows),
+            joined(self.row_lower, rows.lower),
+            joined(self.row_upper, rows.upper),
+            joined(self.starts, self.starts[-1] + rows.stops),
+            joined(self.columns, rows.columns),
+            joined(self.coefficients, rows.coefficients),
+            blocks,
             self._owner(),
         )
         lengths = np.diff(arrays.starts)
@@ -353,20 +432,6 @@ class Program:
             if np.any(np.bincount(arrays.row_of_entry, terms, len(lengths)) >= INFINITE):
                 raise OverflowError("the value of a row may not fit 63 bits")
         return arrays
-
-
-def side_arrays(blocks: Sequence[GroupBlock], role: int) -> tuple[Ints, Ints, Ints]:
-    """Columns and weights of the first or second role of all blocks, one after the other.
-
-    Returns
-    -------
-    tuple of numpy.ndarray
-        Where each block begins, and the end of the last; columns; weights.
-    """
-    sides = [block.sides[role] if len(block.sides) > role else () for block in blocks]
-    flat = np.array([pair for side in sides for pair in side], np.int64).reshape(-1, 2)
-    starts = np.cumsum([0, *(len(side) for side in sides)], dtype=np.int64)
-    return starts, flat[:, 0], flat[:, 1]
 
 
 def ranges(starts: Ints, chosen: Ints) -> Ints:
@@ -386,9 +451,9 @@ def _pairs(terms: Mapping[int, int] | Iterable[tuple[int, int]]) -> Iterable[tup
 class Arrays:
     """A program's rows (CSR) and bounds, all int64; ``±INFINITE`` is no bound.
 
-    ``blocks`` are the parts of it that a relaxation need not look at until they pay, and
-    ``block_rows`` the rows that have columns of one block only; ``owner`` is
-    the number of the service that a column belongs to, -1 for those that services share.
+    ``blocks`` are the parts of it that a relaxation need not look at until they pay, null where it
+    has none; ``owner`` is the number of the service that a column belongs to, -1 for those that
+    services share.
     """
 
     lower: Ints
@@ -398,8 +463,7 @@ class Arrays:
     starts: Ints
     columns: Ints
     coefficients: Ints
-    blocks: tuple[GroupBlock, ...] = ()
-    block_rows: tuple[range, ...] = ()
+    blocks: GroupBlocks | None = None
     owner: Ints = field(default_factory=lambda: np.zeros(0, np.int64))
 
     @cached_property

@@ -22,7 +22,6 @@ from heteroplace.formulation.program import (
     Ints,
     ProgramStep,
     ranges,
-    side_arrays,
 )
 from heteroplace.solve.engine import Caps
 from heteroplace.solve.floating import (
@@ -71,27 +70,23 @@ class Blocks:
 
     def __init__(self, arrays: Arrays) -> None:
         blocks = arrays.blocks
+        assert blocks is not None
         self.count = len(blocks)
         self.of_column = np.full(len(arrays.upper), -1, np.int64)
         self.of_row = np.full(len(arrays.row_lower), -1, np.int64)
-        self.owner = np.array([block.owner for block in blocks], np.int64)
-        self.switch = np.array([block.switch for block in blocks], np.int64)
+        self.owner, self.switch = blocks.owner, blocks.switch
         self.of_column[self.switch] = np.arange(self.count)
         # Columns and weights of the first role of every block, then of the second; their starts.
-        self.members: list[Ints] = []
-        self.weights: list[Ints] = []
-        self.starts: list[Ints] = []
-        for role in (0, 1):
-            starts, members, weights = side_arrays(blocks, role)
-            self.members.append(members)
-            self.weights.append(weights)
-            self.starts.append(starts)
+        self.members, self.weights, self.starts = blocks.columns, blocks.weights, blocks.starts
+        for members, starts in zip(self.members, self.starts, strict=True):
             self.of_column[members] = np.repeat(np.arange(self.count), np.diff(starts))
-        for number, rows_of in enumerate(arrays.block_rows):
-            self.of_row[rows_of.start : rows_of.stop] = number
-        corners = [corner for block in blocks for corner in block.hull.corners]
-        self.corners = np.array(corners, np.int64).reshape(-1, 2)
-        lengths = np.array([len(block.hull.corners) for block in blocks], np.int64)
+        numbers = np.repeat(np.arange(self.count), np.diff(blocks.rows))
+        self.of_row[blocks.rows[0] : blocks.rows[-1]] = numbers
+        corners = [hull.corners for hull in blocks.hulls]
+        counts = np.array([len(each) for each in corners], np.int64)
+        flat = np.array([each for hull in corners for each in hull], np.int64).reshape(-1, 2)
+        self.corners = flat[ranges(np.concatenate([[0], np.cumsum(counts)]), blocks.hull)]
+        lengths = counts[blocks.hull]
         self.corner_block = np.repeat(np.arange(self.count), lengths)
         self.corner_starts = np.concatenate([[0], np.cumsum(lengths)])
 
