@@ -31,6 +31,7 @@ MERGED_SHARE = 0.4
 # Where branch and bound would not come far, most of the time is better spent on the plan.
 PROOF_PACE = 4e-4
 HASTY_SHARE = 0.6
+UNMET_SHARE = 0.8
 SHARPENING_SHARE = 0.7
 RELAXATION_SHARE = 0.3
 LAST_SHARE = 0.6
@@ -191,8 +192,11 @@ def walk_steps(
     if rounding is not None:
         walker.guide(rounding)
     walker.improve_all_at_once()
+    if any(index + 1 < len(steps) for index in walker.open_steps()):
+        # What is unmet comes before what the cost is at least.
+        walker.improve_in_haste(UNMET_SHARE)
     walker.bound_all()
-    walker.improve_to_the_end()
+    walker.improve_in_haste(1.0)
     walker.minimise_in_order()
     return Walk(walker.best, walker.outcomes, walker.late or walker.cut_short)
 
@@ -286,11 +290,11 @@ class _Walker:
         """Whether branch and bound would not come far in some seconds."""
         return len(self.arrays.lower) >= LARGE and seconds < PROOF_PACE * len(self.arrays.lower)
 
-    def improve_to_the_end(self) -> None:
+    def improve_in_haste(self, share: float) -> None:
         """Minimise the weighted sum on, where the time is too short for branch and bound."""
         unproven, seconds = self.open_steps(), self.seconds(1.0)
         if unproven and self.best is not None and seconds is not None and self.hasty(seconds):
-            self.improve(min(unproven), self.best, seconds)
+            self.improve(min(unproven), self.best, seconds * share)
             self.seconds(1.0)
 
     def guide(self, rounding: Rounding) -> None:

@@ -47,7 +47,8 @@ MOST_WORKERS = 4
 PRESOLVED = 300
 MARGIN_SHARE = 0.1
 LONGEST_MARGIN = 0.3
-LONGEST_PART = 0.5
+PART_SECONDS = 0.1
+PART_SHARE = 0.02
 
 
 def _highspy() -> Any:
@@ -224,11 +225,14 @@ class HighsEngine:
         lp.integrality_ = [highspy.HighsVarType.kInteger] * len(part.cost)
         if solver.passModel(lp) == highspy.HighsStatus.kError:
             return None
-        limit = LONGEST_PART if seconds is None else min(LONGEST_PART, seconds)
-        solver.setOptionValue("time_limit", limit)
+        if seconds is not None:
+            limit = min(seconds, max(PART_SECONDS, PART_SHARE * seconds))
+            solver.setOptionValue("time_limit", limit)
+        solver.setOptionValue("mip_max_nodes", MOST_NODES)
         solver.run()
         statuses = highspy.HighsModelStatus
-        if solver.getModelStatus() not in (statuses.kOptimal, statuses.kTimeLimit):
+        limits = (statuses.kTimeLimit, statuses.kSolutionLimit)
+        if solver.getModelStatus() not in (statuses.kOptimal, *limits):
             return None
         bound = float(solver.getInfo().mip_dual_bound)
         return bound if np.isfinite(bound) else None

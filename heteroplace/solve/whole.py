@@ -21,6 +21,9 @@ from heteroplace.solve.floating import ROUNDING
 # Blocks of a service that are looked at; of the others only the cheapest is known.
 FEW_BLOCKS = 70
 LITTLE = 0.01
+# Services one after the other that gain less than a part of what they regret, before it is over.
+PATIENCE = 15
+SOME = 0.02
 TOLERANCE = 1e-6
 
 
@@ -95,15 +98,19 @@ class Services:
         self._arrays = arrays
         self._block, self._block_owner = block, block_owner
         row, column = arrays.row_of_entry, arrays.columns
-        rows, columns = len(arrays.row_lower), len(arrays.upper)
         owner = arrays.owner.copy()
         # A column that nobody owns is a service's if no row of it has columns of anyone else.
-        low, _ = _range(row, np.where(owner < 0, _NOBODY, owner)[column], rows)
-        _, high = _range(row, owner[column], rows)
+        low = _of_rows(np.minimum, arrays, np.where(owner < 0, _NOBODY, owner)[column])
+        high = _of_rows(np.maximum, arrays, owner[column])
         only = np.where(low == high, low, -1)
-        low, high = _range(column, only[row], columns)
-        owner = np.where((owner < 0) & (low == high), low, owner)
-        low, high = _range(row, owner[column], rows)
+        shared = np.flatnonzero(owner[column] < 0)
+        least = np.full(len(owner), _NOBODY, np.int64)
+        most = np.full(len(owner), -1, np.int64)
+        np.minimum.at(least, column[shared], only[row[shared]])
+        np.maximum.at(most, column[shared], only[row[shared]])
+        owner = np.where((owner < 0) & (least == most), least, owner)
+        low = _of_rows(np.minimum, arrays, owner[column])
+        high = _of_rows(np.maximum, arrays, owner[column])
         self._owner = owner
         self._row_owner = np.where(low == high, low, -1)
         self._of_column = np.argsort(owner, kind="stable")
@@ -154,6 +161,7 @@ class Services:
         regret = paid - known
         order = [each for each in np.argsort(-regret).tolist() if regret[each] > LITTLE]
         total = prices.bound
+        idle = 0
         pool = ThreadPoolExecutor(workers, "heteroplace-whole")
         running: dict[Future[float | None], tuple[int, float]] = {}
         try:
@@ -169,9 +177,14 @@ class Services:
                 for future in done:
                     service, dropped = running.pop(future)
                     found = future.result()
+                    gain = 0.0
                     if found is not None:
                         least = min(found - TOLERANCE * (1 + abs(found)), known[service] + dropped)
-                        total += max(0.0, least - known[service])
+                        gain = max(0.0, least - known[service])
+                    total += gain
+                    idle = 0 if gain > SOME * regret[service] else idle + 1
+                    if idle >= PATIENCE:
+                        order.clear()
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
         return total
@@ -229,9 +242,10 @@ class Services:
 _NOBODY = np.iinfo(np.int64).max
 
 
-def _range(places: Ints, values: Ints, size: int) -> tuple[Ints, Ints]:
-    """Least and greatest value at each place; ``_NOBODY`` and -1 where there is none."""
-    low, high = np.full(size, _NOBODY, np.int64), np.full(size, -1, np.int64)
-    np.minimum.at(low, places, values)
-    np.maximum.at(high, places, values)
-    return low, high
+def _of_rows(best: np.ufunc, arrays: Arrays, values: Ints) -> Ints:
+    """Least or greatest value of the entries of every row; -1 where there are none."""
+    found = np.full(len(arrays.row_lower), -1, np.int64)
+    filled = np.flatnonzero(np.diff(arrays.starts))
+    if len(filled):
+        found[filled] = best.reduceat(values, arrays.starts[filled])
+    return found
