@@ -35,7 +35,7 @@ from heteroplace.solve.floating import (
 from heteroplace.solve.whole import Prices
 
 PAYS = 1e-7
-NEW_PER_OWNER = 4
+NEW_PER_OWNER = 3
 DUAL, PRIMAL = 1, 4
 
 

@@ -16,7 +16,7 @@ from heteroplace.solve.lazy import best_of_owners
 from heteroplace.solve.restrict import Restricted
 
 # How far around the chosen services shared columns may move, in rows; neighbourhoods take turns.
-REACHES = (4, 3)
+REACHES = (4, 2)
 FIRST_SIZE = 8
 SMALLEST_SIZE = 3
 # Added to what a service regrets, in typical regrets: always, and where the relaxation differs.
