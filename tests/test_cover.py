@@ -135,4 +135,6 @@ def test_ceilings_of_a_few_cases() -> None:
         Ceiling((1, 0), 2),
     }
     assert ceilings((7,), 20) == (Ceiling((1,), 3),)
-    assert ceilings((1, 2, 3), 100_000) == ()
+    assert (
+        ceilings((1, 2, 3), 100_000) == ceilings((1, 2), 10**12) == ceilings((2, 1), 10**12) == ()
+    )

@@ -8,6 +8,7 @@ import logging
 import random
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from fractions import Fraction
 from functools import cache
@@ -183,6 +184,7 @@ class Stub:
     """An engine that answers what it is told to; by default nothing."""
 
     name = "stub"
+    polishes = False
 
     def __init__(
         self,
@@ -400,6 +402,131 @@ def steps_of(*rows: tuple[dict[int, int], int], top: int = 9) -> tuple[Arrays, l
         named = {column: Fraction(value) for column, value in terms.items()}
         program.step(f"step{number}", named, Fraction(constant))
     return program.arrays(), program.steps
+
+
+class Tracked(Stub):
+    """A polishing engine that notes what it is asked for, and relaxes to given solutions."""
+
+    def __init__(self, relaxations: dict[str, Relaxation | None]) -> None:
+        super().__init__()
+        self.relaxations = relaxations
+        self.polishing = True
+        self.calls: list[tuple[str, str, tuple[int, ...]]] = []
+        self.sharp: int | None = None
+
+    @property
+    def polishes(self) -> bool:
+        return self.polishing
+
+    def improve(
+        self, steps: Steps, caps: Caps, start: Ints | None, seconds: float | None
+    ) -> list[Ints]:
+        self.calls.append(("improve", steps[0].name, tuple(value for _, value in caps)))
+        if seconds is not None:
+            time.sleep(seconds)
+        return []
+
+    def relax(
+        self, step: ProgramStep, caps: Caps, start: Ints | None, seconds: float | None
+    ) -> Relaxation | None:
+        self.calls.append(("relax", step.name, tuple(value for _, value in caps)))
+        self.columns = step.columns
+        return self.relaxations.get(step.name)
+
+    def sharpen(self, step: ProgramStep, x: Ints, seconds: float | None) -> int | None:
+        self.calls.append(("sharpen", step.name, ()))
+        return self.sharp
+
+    def names(self, kind: str) -> list[str]:
+        return [name for each, name, _ in self.calls if each == kind]
+
+
+EARLY: tuple[tuple[dict[int, int], int], ...] = (
+    ({0: 1}, 0),
+    ({1: 1}, 0),
+    ({2: 1}, 0),
+    ({0: 1, 1: 1, 2: 1}, 5),
+)
+
+
+@pytest.fixture
+def all_are_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.import_module("heteroplace.solve.engine"), "LARGE", 0)
+
+
+@pytest.mark.usefixtures("all_are_large")
+@pytest.mark.parametrize("met", [True, False])
+def test_early_steps_that_are_met_together_are_not_relaxed_one_by_one(met: bool) -> None:
+    arrays, steps = steps_of(*EARLY, top=100)
+    x = np.full(3, 0.0 if met else 0.5)
+    solved = {step.name: Relaxation(0, np.zeros(3)) for step in steps}
+    engine = Tracked({"early": Relaxation(0, x), **solved})
+    rounded: list[Any] = []
+    # The step in between is proven: it stays with those it is among.
+    walk_steps(engine, arrays, steps, np.array([3, 0, 4]), None, rounded.append)
+    alone = [] if met else ["step0", "step2"]
+    first = engine.names("relax")[: 2 + len(alone)]
+    assert first == ["early", *alone, "step3"]
+    caps = [caps for kind, name, caps in engine.calls if (kind, name) == ("relax", "step3")]
+    assert caps[0] == (0, 0, 0)
+    assert len(rounded) == 1
+
+
+@pytest.mark.usefixtures("all_are_large")
+def test_what_is_relaxed_together_has_the_proven_steps_between() -> None:
+    arrays, steps = steps_of(*EARLY, top=100)
+    engine = Tracked({})
+    walk_steps(engine, arrays, steps[:3], np.array([3, 0, 4]), None, lambda _: None)
+    assert engine.names("relax")[0] == "step0"
+    engine = Tracked({"early": None})
+    assert steps[1].value(np.array([3, 0, 4])) == 0
+    walker = importlib.import_module("heteroplace.solve.engine")._Walker(
+        engine, arrays, steps, np.array([3, 0, 4]), None
+    )
+    assert walker.met_in_full() == (set(), None)
+    assert engine.names("relax") == ["early"]
+    assert engine.columns.tolist() == [0, 1, 2]
+
+
+@pytest.mark.usefixtures("all_are_large")
+@pytest.mark.parametrize("last", [None, Relaxation(5, np.zeros(3), complete=False)])
+def test_without_a_last_relaxation_the_early_ones_are_rounded(last: Relaxation | None) -> None:
+    arrays, steps = steps_of(*EARLY, top=100)
+    engine = Tracked({"early": Relaxation(0, np.zeros(3)), "step3": last})
+    rounded: list[Any] = []
+    walk_steps(engine, arrays, steps, np.array([3, 0, 4]), None, rounded.append)
+    assert len(rounded) == (1 if last is None else 2)
+
+
+@pytest.mark.usefixtures("all_are_large")
+def test_a_sharper_bound_is_for_the_caps_that_were_relaxed() -> None:
+    arrays, steps = steps_of(*EARLY, top=100)
+    relaxed = {step.name: Relaxation(step.constant, np.zeros(3)) for step in steps}
+    engine = Tracked({"early": Relaxation(0, np.zeros(3)), **relaxed})
+    engine.sharp = 12
+    walk = walk_steps(engine, arrays, steps, np.array([3, 0, 4]), None, lambda _: None)
+    # The last step was relaxed with nothing unmet, but 3 and 4 are: it is relaxed anew before.
+    at = engine.calls.index(("sharpen", "step3", ()))
+    assert engine.calls[at - 1] == ("relax", "step3", (3, 0, 4))
+    # What is said of the first step is above its value.
+    assert [step.bound for step in walk.steps] == [0, 0, 0, 12]
+    assert walk.steps[-1].proven
+
+
+@pytest.mark.usefixtures("all_are_large")
+@pytest.mark.parametrize("polishing", [True, False])
+def test_in_haste_an_engine_that_polishes_does_so_to_the_end(
+    monkeypatch: pytest.MonkeyPatch, polishing: bool
+) -> None:
+    monkeypatch.setattr(importlib.import_module("heteroplace.solve.engine"), "PROOF_PACE", 1e9)
+    arrays, steps = steps_of(*EARLY, top=100)
+    engine = Tracked({})
+    engine.polishing = polishing
+    deadline = time.monotonic() + 0.2
+    walk = walk_steps(engine, arrays, steps, np.array([3, 0, 4]), deadline, lambda _: None)
+    assert len(engine.names("improve")) == (3 if polishing else 1)
+    assert bool(engine.asked) != polishing
+    assert walk.late == polishing
 
 
 def test_no_step_worsens_an_earlier_one() -> None:

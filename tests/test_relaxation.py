@@ -420,6 +420,23 @@ def test_whole_services_and_any_prices_give_a_bound() -> None:
         assert bound <= seen + 1e-5 * max(1.0, abs(seen), abs(lazy.prices.bound))
 
 
+def test_an_engine_that_lies_about_a_service_is_not_believed() -> None:
+    believed = 0
+    for seed in SEEDS:
+        _, model, arrays, start, best = case(seed)
+        steps = model.program.steps
+        lazy, _ = relaxed_at(arrays, steps, start, best)
+        assert lazy.prices is not None
+        services = services_of(arrays, lazy)
+        for answer in (1e12, -1e12, None):
+            found = services.bound(lazy.prices, start, lambda _part, _time, a=answer: a, None)
+            assert found == lazy.prices.bound
+        honest = services.bound(lazy.prices, best, lambda part, _: None, None)
+        assert honest == lazy.prices.bound
+        believed += 1
+    assert believed == len(SEEDS)
+
+
 def test_whole_services_have_no_time() -> None:
     _, model, arrays, start, best = case(SEEDS[0])
     steps = model.program.steps

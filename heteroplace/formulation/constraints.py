@@ -486,7 +486,7 @@ def _bands(model: Model, service: int) -> list[Band]:
 def _open_by_hulls(model: Model, number: int) -> None:
     """Describe the new groups of a service of one or two roles by their hulls.
 
-    Their rows come last.
+    Their rows come last: :meth:`Program.arrays`.
     """
     names = tuple(model.service(number).roles)
     opened = [each for each in model.of_service.get(number, ()) if each.running is None]

@@ -2,7 +2,8 @@
 
 Capacities seldom divide a target, so some of it is overshot. A relaxation that may place a part
 of an instance does not see that; the inequalities here, mixed-integer rounding of the target
-itself, leave it little of the difference.
+itself, leave it little of the difference. Nor is any instance superfluous: what is added has a
+ceiling, and whole instances a lower one than their parts.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from math import gcd, prod
 import numpy as np
 from numpy.typing import NDArray
 
-MOST_POINTS = 20_000
+# Counts that are looked at one by one; where there are more, rounding hardly matters.
+MOST_POINTS = 5_000
 
 
 @dataclass(frozen=True)
@@ -108,8 +110,8 @@ def ceilings(capacities: tuple[int, ...], missing: int) -> tuple[Ceiling, ...]:
     Returns
     -------
     tuple of Ceiling
-        For one or two capacities their convex hull, for more a part of it. A whole count inside the
-        hull may still have a superfluous instance.
+        For one or two capacities their convex hull, for more a part of it; none where it takes too
+        many instances. A whole count inside the hull may still have a superfluous instance.
 
     Notes
     -----
@@ -119,7 +121,8 @@ def ceilings(capacities: tuple[int, ...], missing: int) -> tuple[Ceiling, ...]:
     kinds = len(capacities)
     if kinds == 1:
         return (Ceiling((1,), -(-missing // capacities[0])),)
-    if kinds > 2 and prod(-(-missing // each) + 1 for each in capacities) > MOST_POINTS:
+    counts = [-(-missing // each) + 1 for each in capacities]
+    if (prod(counts) if kinds > 2 else max(counts)) > MOST_POINTS:
         return ()
     points = None if kinds == 2 else _tight(capacities, missing)
     found: dict[Ceiling, None] = {}

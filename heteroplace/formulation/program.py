@@ -224,6 +224,8 @@ class LateError(Exception):
 class Program:
     """Columns with bounds, rows ``lower <= A x <= upper`` and steps, built unit by unit.
 
+    The rows of ``blocks`` are not among those listed here; :meth:`arrays` adds them at the end.
+
     Parameters
     ----------
     deadline
@@ -241,6 +243,7 @@ class Program:
     steps: list[ProgramStep] = field(default_factory=list)
     blocks: BlockList = field(default_factory=BlockList)
     owners: dict[int, int] = field(default_factory=dict)
+    _made: tuple[tuple[int, int], tuple[GroupBlocks, Rows]] | None = None
 
     @property
     def lower(self) -> list[int]:
@@ -375,9 +378,12 @@ class Program:
             )
         )
 
-    @cached_property
+    @property
     def _block_rows(self) -> tuple[GroupBlocks, Rows]:
-        return self.blocks.rows(len(self.row_lower))
+        made = (len(self.row_lower), len(self.blocks))
+        if self._made is None or self._made[0] != made:
+            self._made = (made, self.blocks.rows(len(self.row_lower)))
+        return self._made[1]
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -451,9 +457,9 @@ def _pairs(terms: Mapping[int, int] | Iterable[tuple[int, int]]) -> Iterable[tup
 class Arrays:
     """A program's rows (CSR) and bounds, all int64; ``±INFINITE`` is no bound.
 
-    ``blocks`` are the parts of it that a relaxation need not look at until they pay, null where it
-    has none; ``owner`` is the number of the service that a column belongs to, -1 for those that
-    services share.
+    ``blocks`` are the parts of it that a relaxation need not look at until they pay, null in a
+    part of a program; ``owner`` is the number of the service that a column belongs to, -1 for those
+    that services share.
     """
 
     lower: Ints

@@ -117,7 +117,7 @@ def solve_prepared(instance: Instance, profile: Profile, prepared: Prepared) -> 
 def _uncollected() -> Iterator[None]:
     """Keep Python from looking for garbage again and again while many objects are made.
 
-    On a large fleet that takes longer than the work itself. Nothing made here is cyclic.
+    On a large fleet that takes longer than the work itself. What refers to itself waits a little.
     """
     enabled = gc.isenabled()
     gc.disable()

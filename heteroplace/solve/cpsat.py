@@ -34,6 +34,7 @@ def _cp_model() -> Any:
 class CpSatEngine:
     """Engine ``cpsat``: integer arithmetic, so what it proves holds exactly."""
 
+    polishes = False
     name = "CP-SAT"
 
     def load(self, arrays: Arrays, profile: Profile) -> None:

@@ -32,14 +32,19 @@ MERGED_SHARE = 0.4
 PROOF_PACE = 4e-4
 HASTY_SHARE = 0.6
 UNMET_SHARE = 0.8
-SHARPENING_SHARE = 0.7
+# Where the whole program is minimised in haste, branch and bound keeps a little.
+WHOLE_SHARE = 0.8
+SHARPENING_SHARE = 0.2
+HASTY_SHARPENING_SHARE = 0.7
 RELAXATION_SHARE = 0.3
 LAST_SHARE = 0.6
 STEP_SHARE = 0.5
 ENDED_BY_TIME = 0.85
 ROUNDING_PATIENCE = 3.0
+# Part of a step that the greedy may lack where a relaxation is likely to meet all of it; what a
+# relaxation may lack of any column.
 OFTEN_MET = 0.1
-NOTHING = 1e-6
+MET = 1e-6
 DOMINANCE = 300.0
 MERGED_SCALE = 10**4
 
@@ -99,6 +104,10 @@ class Engine(Protocol):
     """
 
     name: str
+
+    @property
+    def polishes(self) -> bool:
+        """Whether :meth:`improve` searches neighbourhoods of a plan, not the whole program."""
 
     def load(self, arrays: Arrays, profile: Profile) -> None:
         """Take the rows and bounds; raises :class:`EngineMissingError`."""
@@ -170,8 +179,10 @@ def walk_steps(
     """Minimise the steps in order, each without worsening the ones before.
 
     A large program is first relaxed step by step, what the relaxations say is rounded, and all open
-    steps are improved at once, weighted. Then every step gets the bound of its relaxation, so that
-    the result has one even when the time runs out early; then the steps are minimised one by one.
+    steps are improved at once, weighted. Then every step gets the bound of its relaxation or a
+    better one, so that the result has one even when the time runs out early; then the steps are
+    minimised one by one. Where branch and bound would not come far in the time that is left, the
+    steps are improved at once to the end instead.
 
     Parameters
     ----------
@@ -275,7 +286,8 @@ class _Walker:
             first = min([first, *worse])
         seconds = self.seconds(1.0)
         if seconds is not None:
-            seconds *= HASTY_SHARE if self.hasty(seconds) else MERGED_SHARE
+            haste = HASTY_SHARE if self.engine.polishes else WHOLE_SHARE
+            seconds *= haste if self.hasty(seconds) else MERGED_SHARE
         self.improve(first, start, seconds)
 
     def improve(self, first: int, start: Ints | None, seconds: float | None) -> None:
@@ -293,7 +305,9 @@ class _Walker:
     def improve_in_haste(self, share: float) -> None:
         """Minimise the weighted sum on, where the time is too short for branch and bound."""
         unproven, seconds = self.open_steps(), self.seconds(1.0)
-        if unproven and self.best is not None and seconds is not None and self.hasty(seconds):
+        if not (unproven and self.engine.polishes) or self.best is None or seconds is None:
+            return
+        if self.hasty(seconds):
             self.improve(min(unproven), self.best, seconds * share)
             self.seconds(1.0)
 
@@ -305,8 +319,9 @@ class _Walker:
         if len(self.arrays.lower) < LARGE or self.best is None:
             return
         caps: list[tuple[ProgramStep, int]] = []
-        solved: list[Relaxation] = []
-        met = self.met_in_full()
+        met, together = self.met_in_full()
+        solved: list[Relaxation] = [] if together is None else [together]
+        last = -1
         for index, (step, outcome) in enumerate(zip(self.steps, self.outcomes, strict=True)):
             reached = outcome.bound
             if index in met:
@@ -320,6 +335,7 @@ class _Walker:
                 if found is None:
                     break
                 solved.append(found)
+                last = index
                 self.relaxed[index].append(([value for _, value in caps], found.bound))
                 reached = found.bound if reached is None else max(reached, found.bound)
             if reached is None:
@@ -328,7 +344,7 @@ class _Walker:
                 caps.append((step, reached))
         if not solved:
             return
-        whole = solved[-1].complete and index + 1 == len(self.steps)
+        whole = solved[-1].complete and last + 1 == len(self.steps)
         began = time.monotonic()
         rounded = self.round(solved.pop(), rounding)
         taken = time.monotonic() - began
@@ -343,42 +359,38 @@ class _Walker:
             # Worse in an early step, but perhaps near to something better in all.
             self.rounded = rounded
 
-    def met_in_full(self) -> set[int]:
+    def met_in_full(self) -> tuple[set[int], Relaxation | None]:
         """First open steps that one relaxation brings to 0 together, so that none needs its own.
 
-        Tried where the best solution lacks little of them.
+        Tried where the best solution lacks little of them. Steps between that are proven stay.
         """
         assert self.best is not None
         early: list[int] = []
-        for index in self.open_steps():
-            step = self.steps[index]
-            columns = step.columns
-            most = float(step.coefficients @ self.arrays.upper[columns])
-            if (
-                index + 1 == len(self.steps)
-                or not _is_sum(step, self.outcomes[index])
-                or float(step.coefficients @ self.best[columns]) > OFTEN_MET * most
-            ):
-                break
-            early.append(index)
-        if len(early) < 2:
-            return set()
-        steps = [self.steps[index] for index in early]
         total = np.zeros(len(self.arrays.lower), np.int64)
-        for step in steps:
+        for index, (step, outcome) in enumerate(zip(self.steps[:-1], self.outcomes, strict=False)):
+            if outcome.proven and not early:
+                continue
+            at_best = step.coefficients * self.best[step.columns]
+            most = float(step.coefficients @ self.arrays.upper[step.columns])
+            little = 0.0 if outcome.proven else OFTEN_MET * most
+            if not _is_sum(step, outcome) or float(at_best.sum()) > little:
+                break
             total[step.columns] += 1
+            if not outcome.proven:
+                early.append(index)
+        if len(early) < 2:
+            return set(), None
         columns = np.flatnonzero(total)
         step = ProgramStep("early", columns, tuple(total[columns].tolist()), 0, Fraction(1))
-        caps = self.caps(early[0])
         seconds = self.seconds(RELAXATION_SHARE)
         if self.late:
-            return set()
+            return set(), None
         with stage("relaxations"):
-            found = self.engine.relax(step, caps, self.best, seconds)
+            found = self.engine.relax(step, self.caps(early[0]), self.best, seconds)
         self.priced = None
-        if found is None or found.x[columns].max(initial=0.0) > NOTHING:
-            return set()
-        return set(early)
+        if found is None or found.x[columns].max(initial=0.0) > MET:
+            return set(), found
+        return set(early), found
 
     def round(self, relaxation: Relaxation, rounding: Rounding) -> Ints | None:
         """Round a relaxation and take the solution if it is better."""
@@ -427,7 +439,9 @@ class _Walker:
         """Give the step that was relaxed last a better bound."""
         if self.outcomes[index].proven or self.best is None:
             return
-        seconds = self.seconds(SHARPENING_SHARE)
+        seconds = self.seconds(1.0)
+        if seconds is not None:
+            seconds *= HASTY_SHARPENING_SHARE if self.hasty(seconds) else SHARPENING_SHARE
         if not self.late:
             with stage("bounds of services"):
                 bound = self.engine.sharpen(self.steps[index], self.best, seconds)

@@ -19,7 +19,7 @@ from heteroplace.formulation.variables import Flow, Model
 from heteroplace.solve.greedy import HIGHEST, NOTHING, GreedyCycle, Group, Option, Request
 
 ENOUGH = 0.5
-# A class of priority that lacks at most that part of what it wants is placed again.
+# How often a class of priority is placed that lacks at most that part of what it wants.
 ATTEMPTS = 4
 LITTLE = 0.05
 NONE = 1e-6
@@ -162,6 +162,7 @@ class _Guided(GreedyCycle):
     def serve(self, requests: list[Request]) -> None:
         """Place a class of services; where little is short, again with those first that were."""
         kept: list[tuple[Request, _Holdings]] = []
+        left = self.ways
         least = wanted = sum(map(lacking_gpus, requests))
         for attempt in range(ATTEMPTS):
             ways = {size: way.copy() for size, way in self.ways.items()}
@@ -170,6 +171,7 @@ class _Guided(GreedyCycle):
             now = sum(lacking.values())
             if now < least or not kept:
                 kept, least = [(request, self.holdings(request)) for request in requests], now
+                left = self.ways
             if not now or now > LITTLE * wanted or attempt + 1 == ATTEMPTS or self.late():
                 break
             for request in requests:
@@ -181,6 +183,7 @@ class _Guided(GreedyCycle):
                 self.take_back(request)
             for request, placed in kept:
                 self.put_back(request, placed)
+            self.ways = left
 
     def place(self, requests: list[Request]) -> None:
         """Place services as the relaxation wishes, then what is left as Algorithm 4 would."""

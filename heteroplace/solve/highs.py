@@ -25,6 +25,7 @@ from heteroplace.solve.engine import (
     within,
 )
 from heteroplace.solve.floating import (
+    LARGEST_COST,
     cap_row,
     cost_scale,
     lagrangian_bound,
@@ -41,12 +42,14 @@ log = logging.getLogger("heteroplace")
 
 MOST_NODES = 200
 CLOSE_ENOUGH = 1e-4
+# Relaxation and plan agree on a count that differs by no more.
 AGREED = 1e-6
 MOST_WORKERS = 4
 # Up to HiGHS 1.15 presolve now and then cuts off the best solutions; small programs need none.
 PRESOLVED = 300
 MARGIN_SHARE = 0.1
 LONGEST_MARGIN = 0.3
+# For one service's bound: at least that, or a share of what is left.
 PART_SECONDS = 0.1
 PART_SHARE = 0.02
 
@@ -63,6 +66,7 @@ class HighsEngine:
     """Engine ``highs``."""
 
     name = "HiGHS"
+    polishes = True
 
     def load(self, arrays: Arrays, profile: Profile) -> None:
         """Take the rows and bounds."""
@@ -215,7 +219,8 @@ class HighsEngine:
         factor = row_factors(part.starts, part.values)
         lp = highspy.HighsLp()
         lp.num_col_, lp.num_row_ = len(part.cost), len(part.low)
-        lp.col_cost_ = part.cost
+        scale = min(1.0, LARGEST_COST / max(1.0, float(np.abs(part.cost).max(initial=0.0))))
+        lp.col_cost_ = part.cost * scale
         lp.col_lower_, lp.col_upper_ = np.zeros(len(part.cost)), part.upper.astype(float)
         lp.row_lower_ = np.where(part.low <= -INFINITE, -infinite, part.low * factor)
         lp.row_upper_ = np.where(part.high >= INFINITE, infinite, part.high * factor)
@@ -225,6 +230,8 @@ class HighsEngine:
         lp.integrality_ = [highspy.HighsVarType.kInteger] * len(part.cost)
         if solver.passModel(lp) == highspy.HighsStatus.kError:
             return None
+        if len(part.cost) < PRESOLVED:
+            solver.setOptionValue("presolve", "off")
         if seconds is not None:
             limit = min(seconds, max(PART_SECONDS, PART_SHARE * seconds))
             solver.setOptionValue("time_limit", limit)
@@ -234,7 +241,7 @@ class HighsEngine:
         limits = (statuses.kTimeLimit, statuses.kSolutionLimit)
         if solver.getModelStatus() not in (statuses.kOptimal, *limits):
             return None
-        bound = float(solver.getInfo().mip_dual_bound)
+        bound = float(solver.getInfo().mip_dual_bound) / scale
         return bound if np.isfinite(bound) else None
 
     def minimise(

@@ -52,6 +52,8 @@ def _pulp() -> Any:
 class MilpEngine:
     """Engine ``milp``."""
 
+    polishes = False
+
     def __init__(self, engine: str | None) -> None:
         self._engine = SHORT.get(engine or DEFAULT, engine or DEFAULT)
         self.name = f"PuLP {self._engine}"

@@ -17,6 +17,8 @@ from heteroplace.solve.restrict import Restricted
 
 # How far around the chosen services shared columns may move, in rows; neighbourhoods take turns.
 REACHES = (4, 2)
+# Most rows from what arrives in a cell to the instances.
+MOST_ROWS = 4
 FIRST_SIZE = 8
 SMALLEST_SIZE = 3
 # Added to what a service regrets, in typical regrets: always, and where the relaxation differs.
@@ -86,8 +88,10 @@ class Regrets:
         used = np.flatnonzero(x[arrays.columns] > 0)
         row, column = arrays.row_of_entry[used], arrays.columns[used]
         weight = np.abs(arrays.coefficients[used]).astype(float) * x[column]
-        # From what arrives in a cell to the flows that bring it, and on to the instances.
-        for _ in range(2):
+        # From what arrives in a cell up the tree to where it entered, and on to the instances.
+        for _ in range(MOST_ROWS):
+            if not paid.any():
+                break
             paid_in_row = np.bincount(row, paid[column], len(arrays.row_lower))
             at = np.flatnonzero(paid_in_row[row] > 0)
             total = np.bincount(row[at], weight[at], len(arrays.row_lower))
@@ -269,13 +273,18 @@ class _Search:
         self.idle += 1
         size, services = self.size[attempt.reach], float(self.regrets.services)
         if exhausted:
-            widest = attempt.reach == max(REACHES) and bool(attempt.chosen[:-1].all())
-            self.done = self.done or widest
             self.size[attempt.reach] = min(services, size * GROWTH)
         else:
             self.size[attempt.reach] = max(float(SMALLEST_SIZE), size / GROWTH)
-        if found is None:
-            return False
+        if found is not None and self.better(attempt, found):
+            return True
+        if exhausted and attempt.part.solution is self.best:
+            widest = attempt.reach == max(REACHES) and bool(attempt.chosen[:-1].all())
+            self.done = self.done or widest
+        return False
+
+    def better(self, attempt: _Try, found: Ints) -> bool:
+        """Take a solution of a neighbourhood if it is better."""
         x = attempt.part.whole(found)
         if attempt.part.solution is not self.best:
             # Another neighbourhood was faster; rows are linear, so both changes often go together.

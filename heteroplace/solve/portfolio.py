@@ -45,6 +45,11 @@ class Portfolio:
             self._first = None
             self._load_second()
 
+    @property
+    def polishes(self) -> bool:
+        """Whether HiGHS is there, which searches neighbourhoods."""
+        return self._first is not None
+
     def _load_second(self) -> CpSatEngine:
         if self._second is None:
             engine = CpSatEngine()

@@ -20,11 +20,13 @@ from heteroplace.solve.floating import ROUNDING
 
 # Blocks of a service that are looked at; of the others only the cheapest is known.
 FEW_BLOCKS = 70
+# A regret, in the step's own numbers, that is not worth the work.
 LITTLE = 0.01
 # Services one after the other that gain less than a part of what they regret, before it is over.
 PATIENCE = 15
 SOME = 0.02
-TOLERANCE = 1e-6
+# What an engine's bound may be off, relative to 1 and itself.
+OFF = 1e-6
 
 
 @dataclass(frozen=True)
@@ -178,8 +180,10 @@ class Services:
                     service, dropped = running.pop(future)
                     found = future.result()
                     gain = 0.0
-                    if found is not None:
-                        least = min(found - TOLERANCE * (1 + abs(found)), known[service] + dropped)
+                    # Above what a known solution pays it is wrong.
+                    lies = found is not None and found > paid[service] + slack(paid[service])
+                    if found is not None and not lies:
+                        least = min(found - slack(found), known[service] + dropped)
                         gain = max(0.0, least - known[service])
                     total += gain
                     idle = 0 if gain > SOME * regret[service] else idle + 1
@@ -237,6 +241,11 @@ class Services:
             arrays.coefficients[entries],
         )
         return part, dropped
+
+
+def slack(value: float) -> float:
+    """What an engine may be off at a value."""
+    return OFF * (1.0 + abs(value))
 
 
 _NOBODY = np.iinfo(np.int64).max
