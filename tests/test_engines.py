@@ -451,7 +451,7 @@ EARLY: tuple[tuple[dict[int, int], int], ...] = (
 
 @pytest.fixture
 def all_are_large(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(importlib.import_module("heteroplace.solve.engine"), "LARGE", 0)
+    monkeypatch.setattr(ENGINE, "LARGE", 0)
 
 
 @pytest.mark.usefixtures("all_are_large")
@@ -480,9 +480,7 @@ def test_what_is_relaxed_together_has_the_proven_steps_between() -> None:
     assert engine.names("relax")[0] == "step0"
     engine = Tracked({"early": None})
     assert steps[1].value(np.array([3, 0, 4])) == 0
-    walker = importlib.import_module("heteroplace.solve.engine")._Walker(
-        engine, arrays, steps, np.array([3, 0, 4]), None
-    )
+    walker = ENGINE._Walker(engine, arrays, steps, np.array([3, 0, 4]), None)
     assert walker.met_in_full() == (set(), None)
     assert engine.names("relax") == ["early"]
     assert engine.columns.tolist() == [0, 1, 2]
@@ -518,7 +516,7 @@ def test_a_sharper_bound_is_for_the_caps_that_were_relaxed() -> None:
 def test_in_haste_an_engine_that_polishes_does_so_to_the_end(
     monkeypatch: pytest.MonkeyPatch, polishing: bool
 ) -> None:
-    monkeypatch.setattr(importlib.import_module("heteroplace.solve.engine"), "PROOF_PACE", 1e9)
+    monkeypatch.setattr(ENGINE, "PROOF_PACE", 1e9)
     arrays, steps = steps_of(*EARLY, top=100)
     engine = Tracked({})
     engine.polishing = polishing

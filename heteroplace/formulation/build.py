@@ -342,7 +342,7 @@ def _fill(model: Model, x: list[int], arrivals: dict[int, list[int]]) -> None:
         x[column] = int(bool(arrivals.get(node)))
     for pool in model.pools.values():
         pool.hint(arrivals, x)
-    for switch in model.program.blocks.opened(np.array(x, np.int64)).tolist():
+    for switch in model.program.group_blocks.opened(np.array(x, np.int64)).tolist():
         x[switch] = 1
     for derived in model.derived:
         value = derived.constant + sum(a * x[column] for column, a in derived.terms)

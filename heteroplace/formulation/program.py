@@ -117,6 +117,14 @@ class GroupBlocks:
     def __len__(self) -> int:
         return len(self.owner)
 
+    def opened(self, x: Ints) -> Ints:
+        """Switches of the groups in which a solution has instances."""
+        used = np.zeros(len(self), bool)
+        for columns, starts in zip(self.columns, self.starts, strict=True):
+            block = np.repeat(np.arange(len(self)), np.diff(starts))
+            used[block[x[columns] > 0]] = True
+        return self.switch[used]
+
 
 @dataclass
 class BlockList:
@@ -151,21 +159,13 @@ class BlockList:
         if len(sides) == 1:
             self.lengths[1].append(0)
 
-    def opened(self, x: Ints) -> Ints:
-        """Switches of the groups in which a solution has instances."""
-        used = np.zeros(len(self), bool)
-        for columns, lengths in zip(self.columns, self.lengths, strict=True):
-            block = np.repeat(np.arange(len(self)), lengths)
-            used[block[x[columns] > 0]] = True
-        return np.array(self.switches, np.int64)[used]
-
     def rows(self, first: int) -> tuple[GroupBlocks, Rows]:
         """All of them, and the sides of their hulls as rows from a number on."""
         place = {key: number for number, key in enumerate(self.hulls)}
         hull = np.fromiter(map(place.__getitem__, self.hull_of), np.int64, len(self))
         switch = np.array(self.switches, np.int64)
         starts, columns, weights = (
-            [np.concatenate([[0], np.cumsum(each, dtype=np.int64)]) for each in self.lengths],
+            [starts_of(np.array(each, np.int64)) for each in self.lengths],
             [np.array(each, np.int64) for each in self.columns],
             [np.array(each, np.int64) for each in self.weights],
         )
@@ -174,7 +174,7 @@ class BlockList:
         flat = np.array([side for each in sides for side in each], np.int64).reshape(-1, 4)
         lengths = counts[hull]
         of_row = np.repeat(np.arange(len(self)), lengths)
-        a, b, c, equal = flat[ranges(np.concatenate([[0], np.cumsum(counts)]), hull)].T
+        a, b, c, equal = flat[ranges(starts_of(counts), hull)].T
         number = np.arange(len(of_row))
         parts = [(number, switch[of_row], -c)]
         for role, factor in enumerate((a, b)):
@@ -193,7 +193,7 @@ class BlockList:
             (starts[0], starts[1]),
             (columns[0], columns[1]),
             (weights[0], weights[1]),
-            first + np.concatenate([[0], np.cumsum(lengths)]),
+            first + starts_of(lengths),
         )
         rows = Rows(
             np.cumsum(np.bincount(row, minlength=len(number))),
@@ -386,6 +386,11 @@ class Program:
         return self._made[1]
 
     @property
+    def group_blocks(self) -> GroupBlocks:
+        """The blocks that were added, as arrays."""
+        return self._block_rows[0]
+
+    @property
     def shape(self) -> tuple[int, int, int]:
         """Columns, rows, nonzeros."""
         rows = self._block_rows[1]
@@ -438,6 +443,12 @@ class Program:
             if np.any(np.bincount(arrays.row_of_entry, terms, len(lengths)) >= INFINITE):
                 raise OverflowError("the value of a row may not fit 63 bits")
         return arrays
+
+
+def starts_of(lengths: Ints) -> Ints:
+    """Where runs of some lengths begin, one after the other, and the end of the last."""
+    starts: Ints = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
+    return starts
 
 
 def ranges(starts: Ints, chosen: Ints) -> Ints:

@@ -233,7 +233,7 @@ class _Walker:
         # and the bound.
         self.relaxed: list[list[tuple[list[int], int]]] = [[] for _ in steps]
         # The step that was relaxed last, and the values that those before were capped at.
-        self.priced: tuple[int, list[int]] | None = None
+        self.priced: tuple[ProgramStep, list[int]] | None = None
         self.outcomes = [StepOutcome(None, _floor(step, arrays)) for step in steps]
         self.offer(start)
 
@@ -331,7 +331,7 @@ class _Walker:
                 seconds = self.seconds(
                     RELAXATION_SHARE if index + 1 < len(self.steps) else LAST_SHARE
                 )
-                found = None if self.late else self.relax(index, caps, seconds)
+                found = None if self.late else self.relax(step, caps, seconds)
                 if found is None:
                     break
                 solved.append(found)
@@ -385,9 +385,7 @@ class _Walker:
         seconds = self.seconds(RELAXATION_SHARE)
         if self.late:
             return set(), None
-        with stage("relaxations"):
-            found = self.engine.relax(step, self.caps(early[0]), self.best, seconds)
-        self.priced = None
+        found = self.relax(step, self.caps(early[0]), seconds)
         if found is None or found.x[columns].max(initial=0.0) > MET:
             return set(), found
         return set(early), found
@@ -399,11 +397,11 @@ class _Walker:
         self.offer(rounded)
         return rounded
 
-    def relax(self, index: int, caps: Caps, seconds: float | None) -> Relaxation | None:
+    def relax(self, step: ProgramStep, caps: Caps, seconds: float | None) -> Relaxation | None:
         """Relax a step."""
         with stage("relaxations"):
-            found = self.engine.relax(self.steps[index], caps, self.best, seconds)
-        self.priced = None if found is None else (index, [value for _, value in caps])
+            found = self.engine.relax(step, caps, self.best, seconds)
+        self.priced = None if found is None else (step, [value for _, value in caps])
         return found
 
     def bound_all(self) -> None:
@@ -416,13 +414,13 @@ class _Walker:
             values = [value for _, value in caps]
             known = self.recall(index, values)
             sharp = index in (opened[0], len(self.steps) - 1)
-            if known and not (sharp and not self.outcomes[index].proven):
+            if known and (self.outcomes[index].proven or not sharp):
                 continue
             if not (known and self.is_priced(index, values)):
                 seconds = self.seconds(RELAXATION_SHARE if index + 1 < len(self.steps) else 1.0)
                 if self.late:
                     return
-                found = self.relax(index, caps, seconds)
+                found = self.relax(self.steps[index], caps, seconds)
                 if found is not None:
                     self.relaxed[index].append((values, found.bound))
                     self.raise_bound(index, found.bound)
@@ -431,7 +429,7 @@ class _Walker:
 
     def is_priced(self, index: int, values: list[int]) -> bool:
         """Whether a step was relaxed last, with no tighter caps than some values."""
-        if self.priced is None or self.priced[0] != index:
+        if self.priced is None or self.priced[0] is not self.steps[index]:
             return False
         return all(new <= old for old, new in zip(self.priced[1], values, strict=True))
 

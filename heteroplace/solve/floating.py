@@ -64,9 +64,9 @@ def rounded_down(terms: Floats) -> float:
     return float(terms.sum() - ROUNDING * np.abs(terms).sum())
 
 
-def cost_scale(step: ProgramStep) -> float:
-    """Factor that brings the coefficients of a step to at most ``LARGEST_COST``."""
-    return min(1.0, LARGEST_COST / max(1.0, float(np.abs(step.coefficients).max(initial=0))))
+def cost_scale(costs: Floats | Ints) -> float:
+    """Factor that brings costs to at most ``LARGEST_COST``."""
+    return min(1.0, LARGEST_COST / max(1.0, float(np.abs(costs).max(initial=0))))
 
 
 def refuse_wide(arrays: Arrays) -> None:

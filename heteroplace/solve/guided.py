@@ -163,17 +163,18 @@ class _Guided(GreedyCycle):
         """Place a class of services; where little is short, again with those first that were."""
         kept: list[tuple[Request, _Holdings]] = []
         left = self.ways
-        least = wanted = sum(map(lacking_gpus, requests))
+        wanted = sum(map(lacking_gpus, requests))
+        least = float("inf")
         for attempt in range(ATTEMPTS):
             ways = {size: way.copy() for size, way in self.ways.items()}
             self.place(requests)
             lacking = {request.number: lacking_gpus(request) for request in requests}
             now = sum(lacking.values())
-            if now < least or not kept:
-                kept, least = [(request, self.holdings(request)) for request in requests], now
-                left = self.ways
             if not now or now > LITTLE * wanted or attempt + 1 == ATTEMPTS or self.late():
                 break
+            if now < least:
+                kept, least = [(request, self.holdings(request)) for request in requests], now
+                left = self.ways
             for request in requests:
                 self.take_back(request)
             self.ways = ways

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from heteroplace.formulation.program import INFINITE, Arrays, Ints, ProgramStep
+from heteroplace.formulation.program import INFINITE, Arrays, Floats, Ints, ProgramStep
 from heteroplace.profile import Profile
 from heteroplace.solve.engine import (
     LARGE,
@@ -25,7 +25,6 @@ from heteroplace.solve.engine import (
     within,
 )
 from heteroplace.solve.floating import (
-    LARGEST_COST,
     cap_row,
     cost_scale,
     lagrangian_bound,
@@ -121,17 +120,16 @@ class HighsEngine:
         seconds: float | None,
     ) -> tuple[Ints | None, bool]:
         began = time.monotonic()
-        solver, scale = make_model(
-            part.arrays, caps, part.step(step), self._profile, seconds, relaxed=True
-        )
+        step = part.step(step)
+        solver, scale = make_model(part.arrays, caps, step, self._profile, seconds, relaxed=True)
         highspy = _highspy()
         solver.run()
         optimal = highspy.HighsModelStatus.kOptimal
         if solver.getModelStatus() != optimal:
             return None, False
         start = part.start.astype(float)
-        cost = np.asarray(solver.getLp().col_cost_)
-        if solver.getInfo().objective_function_value > cost @ start - 0.999 * scale:
+        pays = float(step.coefficients @ part.start[step.columns])
+        if solver.getInfo().objective_function_value > (pays - 0.999) * scale:
             return None, True
         relaxed = np.asarray(solver.getSolution().col_value)
         # Where both agree, the best is likely the same (relaxation induced neighbourhood search).
@@ -213,22 +211,9 @@ class HighsEngine:
 
     def _least(self, part: Part, seconds: float | None) -> float | None:
         """A lower bound of what a service costs alone."""
-        highspy = _highspy()
         solver = make_solver(self._profile)
-        infinite = highspy.kHighsInf
-        factor = row_factors(part.starts, part.values)
-        lp = highspy.HighsLp()
-        lp.num_col_, lp.num_row_ = len(part.cost), len(part.low)
-        scale = min(1.0, LARGEST_COST / max(1.0, float(np.abs(part.cost).max(initial=0.0))))
-        lp.col_cost_ = part.cost * scale
-        lp.col_lower_, lp.col_upper_ = np.zeros(len(part.cost)), part.upper.astype(float)
-        lp.row_lower_ = np.where(part.low <= -INFINITE, -infinite, part.low * factor)
-        lp.row_upper_ = np.where(part.high >= INFINITE, infinite, part.high * factor)
-        lp.a_matrix_.format_ = highspy.MatrixFormat.kRowwise
-        lp.a_matrix_.start_, lp.a_matrix_.index_ = part.starts, part.columns
-        lp.a_matrix_.value_ = part.values * np.repeat(factor, np.diff(part.starts))
-        lp.integrality_ = [highspy.HighsVarType.kInteger] * len(part.cost)
-        if solver.passModel(lp) == highspy.HighsStatus.kError:
+        scale = cost_scale(part.cost)
+        if not pass_program(solver, part.cost * scale, part.arrays):
             return None
         if len(part.cost) < PRESOLVED:
             solver.setOptionValue("presolve", "off")
@@ -237,7 +222,7 @@ class HighsEngine:
             solver.setOptionValue("time_limit", limit)
         solver.setOptionValue("mip_max_nodes", MOST_NODES)
         solver.run()
-        statuses = highspy.HighsModelStatus
+        statuses = _highspy().HighsModelStatus
         limits = (statuses.kTimeLimit, statuses.kSolutionLimit)
         if solver.getModelStatus() not in (statuses.kOptimal, *limits):
             return None
@@ -317,9 +302,9 @@ def relaxation(
             return None
         solution = solver.getSolution()
         # Not the objective's value: that is only as good as the engine's tolerances.
-        starts, columns, values, low, high = with_caps(arrays, caps)
-        whole = Arrays(arrays.lower, arrays.upper, low, high, starts, columns, values)
-        price = np.asarray(solution.row_dual) * row_factors(starts, values) / scale
+        whole = with_caps(arrays, caps)
+        factors = row_factors(whole.starts, whole.coefficients)
+        price = np.asarray(solution.row_dual) * factors / scale
         cost = np.zeros(len(arrays.upper))
         cost[step.columns] = step.coefficients
         bound = whole_bound(lagrangian_bound(cost, whole, price), step)
@@ -347,41 +332,45 @@ def make_model(
     relaxed: bool = False,
 ) -> tuple[Any, float]:
     """A HiGHS model of one step, and the factor by which its costs were scaled."""
-    highspy = _highspy()
     solver = make_solver(profile)
     if seconds is not None:
         # It looks at the clock between long operations only; what comes late is lost.
         margin = min(LONGEST_MARGIN, MARGIN_SHARE * seconds)
         solver.setOptionValue("time_limit", max(0.0, seconds - margin))
-    columns = len(arrays.lower)
-    cost = np.zeros(columns)
+    cost = np.zeros(len(arrays.lower))
     cost[step.columns] = step.coefficients
-    scale = cost_scale(step)
+    scale = cost_scale(step.coefficients)
     solver.setOptionValue("mip_rel_gap", 1e-7)
     solver.setOptionValue("mip_abs_gap", 0.999 * scale)
-    lp = highspy.HighsLp()
-    lp.num_col_ = columns
-    lp.col_cost_ = cost * scale
-    lp.col_lower_ = arrays.lower.astype(float)
-    lp.col_upper_ = arrays.upper.astype(float)
-    starts, index, values, low, high = with_caps(arrays, caps)
-    lp.num_row_ = len(low)
-    factor = row_factors(starts, values)
-    lp.row_lower_ = np.where(low <= -INFINITE, -highspy.kHighsInf, low * factor)
-    lp.row_upper_ = np.where(high >= INFINITE, highspy.kHighsInf, high * factor)
-    lp.a_matrix_.format_ = highspy.MatrixFormat.kRowwise
-    lp.a_matrix_.start_ = starts
-    lp.a_matrix_.index_ = index
-    lp.a_matrix_.value_ = values * np.repeat(factor, np.diff(starts))
-    if not relaxed:
-        lp.integrality_ = [highspy.HighsVarType.kInteger] * columns
-    if solver.passModel(lp) == highspy.HighsStatus.kError:
+    if not pass_program(solver, cost * scale, with_caps(arrays, caps), relaxed=relaxed):
         raise RuntimeError("HiGHS refuses the program")
     return solver, scale
 
 
-def with_caps(arrays: Arrays, caps: Caps) -> tuple[Ints, Ints, Ints, Ints, Ints]:
-    """Rows in CSR with one more row per capped step: starts, columns, values, lower, upper."""
+def pass_program(solver: Any, cost: Floats, arrays: Arrays, *, relaxed: bool = False) -> bool:
+    """Give HiGHS a program with costs that are scaled already; whether it takes it."""
+    highspy = _highspy()
+    lp = highspy.HighsLp()
+    lp.num_col_, lp.num_row_ = len(arrays.lower), len(arrays.row_lower)
+    lp.col_cost_ = cost
+    lp.col_lower_ = arrays.lower.astype(float)
+    lp.col_upper_ = arrays.upper.astype(float)
+    factor = row_factors(arrays.starts, arrays.coefficients)
+    low, high, infinite = arrays.row_lower, arrays.row_upper, highspy.kHighsInf
+    lp.row_lower_ = np.where(low <= -INFINITE, -infinite, low * factor)
+    lp.row_upper_ = np.where(high >= INFINITE, infinite, high * factor)
+    lp.a_matrix_.format_ = highspy.MatrixFormat.kRowwise
+    lp.a_matrix_.start_ = arrays.starts
+    lp.a_matrix_.index_ = arrays.columns
+    lp.a_matrix_.value_ = arrays.coefficients * np.repeat(factor, np.diff(arrays.starts))
+    if not relaxed:
+        lp.integrality_ = [highspy.HighsVarType.kInteger] * len(cost)
+    taken: bool = solver.passModel(lp) != highspy.HighsStatus.kError
+    return taken
+
+
+def with_caps(arrays: Arrays, caps: Caps) -> Arrays:
+    """A program with one more row per capped step, without blocks."""
     rows = [cap_row(step, value) for step, value in caps]
     lengths = [len(columns) for columns, _, _ in rows]
     starts = np.concatenate([arrays.starts, arrays.starts[-1] + np.cumsum(lengths, dtype=np.int64)])
@@ -389,4 +378,4 @@ def with_caps(arrays: Arrays, caps: Caps) -> tuple[Ints, Ints, Ints, Ints, Ints]
     values = np.concatenate([arrays.coefficients, *(values for _, values, _ in rows)])
     low = np.concatenate([arrays.row_lower, np.full(len(rows), -INFINITE, np.int64)])
     high = np.concatenate([arrays.row_upper, np.array([top for _, _, top in rows], np.int64)])
-    return starts, columns, values, low, high
+    return Arrays(arrays.lower, arrays.upper, low, high, starts, columns, values)

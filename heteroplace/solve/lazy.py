@@ -22,6 +22,7 @@ from heteroplace.formulation.program import (
     Ints,
     ProgramStep,
     ranges,
+    starts_of,
 )
 from heteroplace.solve.engine import Caps
 from heteroplace.solve.floating import (
@@ -85,10 +86,10 @@ class Blocks:
         corners = [hull.corners for hull in blocks.hulls]
         counts = np.array([len(each) for each in corners], np.int64)
         flat = np.array([each for hull in corners for each in hull], np.int64).reshape(-1, 2)
-        self.corners = flat[ranges(np.concatenate([[0], np.cumsum(counts)]), blocks.hull)]
+        self.corners = flat[ranges(starts_of(counts), blocks.hull)]
         lengths = counts[blocks.hull]
         self.corner_block = np.repeat(np.arange(self.count), lengths)
-        self.corner_starts = np.concatenate([[0], np.cumsum(lengths)])
+        self.corner_starts = starts_of(lengths)
 
     def cheapest(self, reduced: Floats, role: int) -> tuple[Floats, Ints]:
         """Least reduced cost of a unit of a role in each block, and its place in ``members``."""
@@ -138,7 +139,7 @@ class LazyRelaxation:
         self._factors = row_factors(arrays.starts, arrays.coefficients)
         self._by_column = np.argsort(arrays.columns, kind="stable")
         counts = np.bincount(arrays.columns, minlength=len(arrays.upper))
-        self._column_starts = np.concatenate([[0], np.cumsum(counts)])
+        self._column_starts = starts_of(counts)
         self._closed = np.zeros(len(arrays.upper), bool)
         self._shared = np.flatnonzero(self.blocks.of_row < 0)
         self._place = np.full(len(arrays.row_lower), -1, np.int64)
@@ -277,7 +278,7 @@ class LazyRelaxation:
 
     def _aim(self, step: ProgramStep) -> None:
         """Take a step as the objective."""
-        self._scale = cost_scale(step)
+        self._scale = cost_scale(step.coefficients)
         cost = np.zeros(len(self.arrays.upper))
         cost[step.columns] = step.coefficients * self._scale
         pattern, column, count = self._parts()

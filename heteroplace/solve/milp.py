@@ -113,7 +113,7 @@ class MilpEngine:
         began = time.monotonic()
         problem = self._built(caps)
         self._overhead = max(self._overhead, time.monotonic() - began)
-        scale = cost_scale(step)
+        scale = cost_scale(step.coefficients)
         costs = (step.coefficients * scale).astype(np.float64) if scale < 1 else step.coefficients
         problem.setObjective(self._expression(step.columns, costs))
         if start is not None:

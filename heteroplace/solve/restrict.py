@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from heteroplace.formulation.program import INFINITE, Arrays, Flags, Ints, ProgramStep
+from heteroplace.formulation.program import INFINITE, Arrays, Flags, Ints, ProgramStep, starts_of
 from heteroplace.solve.engine import Caps
 
 
@@ -48,7 +48,7 @@ class Restricted:
             arrays.upper[columns],
             np.where(low <= -INFINITE, low, low - done[kept]),
             np.where(high >= INFINITE, high, high - done[kept]),
-            np.concatenate([[0], np.cumsum(lengths[kept])]).astype(np.int64),
+            starts_of(lengths[kept]),
             place[arrays.columns[moving]],
             arrays.coefficients[moving],
         )

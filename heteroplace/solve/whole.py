@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from heteroplace.formulation.program import Arrays, Floats, Ints, ranges
+from heteroplace.formulation.program import Arrays, Floats, Ints, ranges, starts_of
 from heteroplace.solve.floating import ROUNDING
 
 # Blocks of a service that are looked at; of the others only the cheapest is known.
@@ -59,25 +59,10 @@ class Prices:
 
 @dataclass(frozen=True)
 class Part:
-    """The program of one service alone: integer columns, costs that are rounded down, rows.
-
-    Parameters
-    ----------
-    cost, upper
-        Of every column.
-    low, high
-        Ends of every row.
-    starts, columns, values
-        The rows in CSR.
-    """
+    """The program of one service alone: integer columns with costs that are rounded down."""
 
     cost: Floats
-    upper: Ints
-    low: Ints
-    high: Ints
-    starts: Ints
-    columns: Ints
-    values: Ints
+    arrays: Arrays
 
 
 Minimum = Callable[[Part, float | None], float | None]
@@ -231,16 +216,16 @@ class Services:
         entries = entries[inside]
         lengths = np.bincount(number, minlength=len(rows))
         filled = lengths > 0
-        part = Part(
-            cost[columns],
+        part = Arrays(
+            arrays.lower[columns],
             prices.upper[columns],
             arrays.row_lower[rows][filled],
             arrays.row_upper[rows][filled],
-            np.concatenate([[0], np.cumsum(lengths[filled])]),
+            starts_of(lengths[filled]),
             place[arrays.columns[entries]],
             arrays.coefficients[entries],
         )
-        return part, dropped
+        return Part(cost[columns], part), dropped
 
 
 def slack(value: float) -> float:
