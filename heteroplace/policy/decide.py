@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import gc
 import math
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 
+from heteroplace.garbage import uncollected
 from heteroplace.plan import assembled
 from heteroplace.policy.compiled import CompiledService
 from heteroplace.policy.decision import Decision, Step
@@ -65,24 +64,8 @@ def decide(
     Step
         Nothing is done yet: keep its state, then act on its decisions.
     """
-    with _uncollected():
+    with uncollected():
         return _step(fleet, state, snapshot, observed, free_gpus)
-
-
-@contextmanager
-def _uncollected() -> Iterator[None]:
-    """Keep Python from looking for garbage while the decisions are made.
-
-    They are many small objects, none of them cyclic, and one look through a large fleet takes
-    longer than the step.
-    """
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 def _step(

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import gc
 import logging
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import cache
@@ -19,6 +17,7 @@ from heteroplace.check import Checker
 from heteroplace.decision import Decision, Naming
 from heteroplace.formulation import Model, build, extract, hint
 from heteroplace.formulation.program import Floats, Ints, LateError
+from heteroplace.garbage import uncollected
 from heteroplace.instance import Instance
 from heteroplace.plan import (
     Evaluation,
@@ -113,21 +112,6 @@ def solve_prepared(instance: Instance, profile: Profile, prepared: Prepared) -> 
     return _Run(instance, profile, prepared).run()
 
 
-@contextmanager
-def _uncollected() -> Iterator[None]:
-    """Keep Python from looking for garbage again and again while many objects are made.
-
-    On a large fleet that takes longer than the work itself. What refers to itself waits a little.
-    """
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
-
-
 @dataclass
 class _Candidate:
     """A plan with what the checker and the evaluator say of it."""
@@ -193,7 +177,7 @@ class _Run:
         measured = NAMING_EFFORT * self.seconds["build"] / len(self.instance.nodes)
         self.pace = min(measured, SLOWEST_NAMING)
         began = time.monotonic()
-        with _uncollected(), stage("naming and checking"):
+        with uncollected(), stage("naming and checking"):
             self.naming = Naming(self.tree) if given is None else given.naming
             self.checker = Checker(self.instance) if given is None else given.checker
         self.timed("assign", began)
@@ -206,7 +190,7 @@ class _Run:
             deadline += TOLERANCE
             deadline -= self.pace * self.instance.running_instances
         late = deadline is not None and began >= deadline
-        with _uncollected(), stage("greedy"):
+        with uncollected(), stage("greedy"):
             decision = Decision() if late else method(self.tree, deadline, self.pace)
         self.timed("solve", began)
         return decision
@@ -226,7 +210,7 @@ class _Run:
     def judged(self, decision: Decision) -> _Candidate:
         """Name a decision's nodes, check and evaluate it."""
         began = time.monotonic()
-        with _uncollected(), stage("naming and checking"):
+        with uncollected(), stage("naming and checking"):
             plan = self.naming.plan(decision)
             violations, evaluation = self.checker.check_and_evaluate(plan)
         candidate = _Candidate(plan, evaluation, violations)
@@ -241,7 +225,7 @@ class _Run:
             self.engine = engine.name
             began = time.monotonic()
             try:
-                with _uncollected(), stage("program"):
+                with uncollected(), stage("program"):
                     model = build(self.tree, deadline)
             finally:
                 self.timed("build", began)
@@ -276,7 +260,7 @@ class _Run:
         self, engine: Engine, model: Model, start: Decision, deadline: float | None
     ) -> Decision | None:
         began = time.monotonic()
-        with _uncollected(), stage("program"):
+        with uncollected(), stage("program"):
             arrays = model.program.arrays()
             x = hint(model, start)
         columns, rows, nonzeros = model.program.shape
@@ -287,7 +271,7 @@ class _Run:
         self.timed("build", began)
 
         def rounding(relaxed: Floats) -> Ints | None:
-            with _uncollected():
+            with uncollected():
                 return hint(model, guided(model, relaxed, deadline, self.pace))
 
         began = time.monotonic()
@@ -308,7 +292,7 @@ class _Run:
         if x is not None and np.array_equal(walk.solution, x):
             return None
         began = time.monotonic()
-        with _uncollected(), stage("naming and checking"):
+        with uncollected(), stage("naming and checking"):
             decision = extract(model, walk.solution)
         self.timed("assign", began)
         return decision
