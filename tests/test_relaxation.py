@@ -24,7 +24,7 @@ from heteroplace.solve.greedy import greedy
 from heteroplace.solve.guided import guided
 from heteroplace.solve.highs import make_solver, relaxation
 from heteroplace.solve.lazy import Blocks, LazyRelaxation, Relaxed
-from heteroplace.solve.polish import Regrets, polish
+from heteroplace.solve.polish import Drawing, Regrets, polish
 from heteroplace.solve.restrict import Restricted
 from heteroplace.solve.whole import Services
 from heteroplace.topology import TreeView
@@ -364,8 +364,8 @@ def test_polishing_only_improves(workers: int) -> None:
             return found
 
         values = [[each.value(start) for each in steps]]
-        caps = caps_at(steps, start)[1]
-        for found in polish(arrays, steps, caps, start, regrets, minimise, None, seed, workers):
+        caps, drawing = caps_at(steps, start)[1], Drawing(seed)
+        for found in polish(arrays, steps, caps, start, regrets, minimise, None, drawing, workers):
             assert arrays.feasible(found)
             assert all(capped.value(found) <= value for capped, value in caps)
             values.append([each.value(found) for each in steps])

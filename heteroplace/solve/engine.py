@@ -31,6 +31,7 @@ MERGED_SHARE = 0.4
 # Where branch and bound would not come far, most of the time is better spent on the plan.
 PROOF_PACE = 4e-4
 HASTY_SHARE = 0.6
+HURRIED_SHARE = 0.9
 UNMET_SHARE = 0.8
 # Where the whole program is minimised in haste, branch and bound keeps a little.
 WHOLE_SHARE = 0.8
@@ -287,7 +288,11 @@ class _Walker:
         seconds = self.seconds(1.0)
         if seconds is not None:
             haste = HASTY_SHARE if self.engine.polishes else WHOLE_SHARE
-            seconds *= haste if self.hasty(seconds) else MERGED_SHARE
+            if self.hasty(seconds):
+                seconds *= haste
+            else:
+                # No less than where it had to be done in haste: more time is not to worsen a plan.
+                seconds = max(MERGED_SHARE * seconds, self.proof_seconds * HURRIED_SHARE)
         self.improve(first, start, seconds)
 
     def improve(self, first: int, start: Ints | None, seconds: float | None) -> None:
@@ -298,9 +303,15 @@ class _Walker:
             for each in found:
                 self.offer(each)
 
+    @property
+    def proof_seconds(self) -> float:
+        """In less time branch and bound would not come far."""
+        columns = len(self.arrays.lower)
+        return PROOF_PACE * columns if columns >= LARGE else 0.0
+
     def hasty(self, seconds: float) -> bool:
         """Whether branch and bound would not come far in some seconds."""
-        return len(self.arrays.lower) >= LARGE and seconds < PROOF_PACE * len(self.arrays.lower)
+        return seconds < self.proof_seconds
 
     def improve_in_haste(self, share: float) -> None:
         """Minimise the weighted sum on, where the time is too short for branch and bound."""

@@ -33,7 +33,7 @@ from heteroplace.solve.floating import (
     whole_bound,
 )
 from heteroplace.solve.lazy import LazyRelaxation, Relaxed
-from heteroplace.solve.polish import Regrets, polish
+from heteroplace.solve.polish import Drawing, Regrets, polish
 from heteroplace.solve.restrict import Restricted
 from heteroplace.solve.whole import Part, Services
 
@@ -76,6 +76,7 @@ class HighsEngine:
         self._lazy: LazyRelaxation | None = None
         self._regrets: Regrets | None = None
         self._services: Services | None = None
+        self._drawing = Drawing(profile.seed)
 
     def improve(
         self, steps: Steps, caps: Caps, start: Ints | None, seconds: float | None
@@ -97,7 +98,7 @@ class HighsEngine:
                 regrets,
                 lambda part, held, limit: self._restricted(part, step, steps[-1], held, limit),
                 deadline,
-                self._profile.seed,
+                self._drawing,
                 self._workers(seconds),
             ):
                 found.append(better)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -131,6 +132,21 @@ class Regrets:
 Minimise = Callable[[Restricted, Caps, float | None], tuple[Ints | None, bool]]
 
 
+class Drawing:
+    """How neighbourhoods are drawn: kept from one search of a program to the next.
+
+    Parameters
+    ----------
+    seed
+        Of the draw of services.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self.rng = np.random.default_rng(seed)
+        self.size = dict.fromkeys(REACHES, float(FIRST_SIZE))
+        self.rounds = 0
+
+
 def polish(
     arrays: Arrays,
     steps: Steps,
@@ -139,7 +155,7 @@ def polish(
     regrets: Regrets,
     minimise: Minimise,
     deadline: float | None,
-    seed: int,
+    drawing: Drawing,
     workers: int = 1,
 ) -> Iterator[Ints]:
     """Look for solutions that are better in some steps in order, neighbourhood by neighbourhood.
@@ -159,36 +175,41 @@ def polish(
         some seconds: a solution of it, if any, and whether the search came to its end.
     deadline
         ``time.monotonic()`` at which to stop; null for a number of rounds.
-    seed
-        Of the draw of services.
+    drawing
+        How neighbourhoods are drawn.
     workers
-        Neighbourhoods searched at a time, of different services. With more than one, what is found
-        depends on which ends first.
+        Neighbourhoods searched at a time, of different services. They are taken in the order in
+        which they began, whichever ends first: with more time the same is found, and more.
 
     Yields
     ------
     numpy.ndarray
         Every better solution of the whole program.
     """
-    search = _Search(arrays, steps, caps, start, regrets, seed)
+    search = _Search(arrays, steps, caps, start, regrets, drawing)
+
+    def look(attempt: _Try) -> tuple[Ints | None, bool]:
+        seconds = None if deadline is None else min(LONGEST, deadline - time.monotonic())
+        if seconds is not None and seconds <= 0:
+            return None, False
+        return minimise(attempt.part, attempt.caps, seconds)
+
     pool = ThreadPoolExecutor(workers, "heteroplace-polish")
-    running: dict[Future[tuple[Ints | None, bool]], _Try] = {}
+    # One more than workers, so that none of them waits for the oldest.
+    most = workers
+    running: deque[tuple[_Try, Future[tuple[Ints | None, bool]]]] = deque()
     try:
         while True:
-            while len(running) < workers:
-                seconds = None if deadline is None else min(LONGEST, deadline - time.monotonic())
-                if search.ended(seconds):
-                    break
-                attempt = search.next([each.chosen for each in running.values()])
+            while len(running) < most and not search.ended(deadline):
+                attempt = search.next([each.chosen for each, _ in running])
                 if attempt is None:
                     break
-                running[pool.submit(minimise, attempt.part, attempt.caps, seconds)] = attempt
+                running.append((attempt, pool.submit(look, attempt)))
             if not running:
                 return
-            for future in wait(running, return_when=FIRST_COMPLETED).done:
-                found, exhausted = future.result()
-                if search.take(running.pop(future), found, exhausted):
-                    yield search.best
+            attempt, future = running.popleft()
+            if search.take(attempt, *future.result()):
+                yield search.best
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
 
@@ -216,7 +237,7 @@ class _Search:
         caps: Caps,
         start: Ints,
         regrets: Regrets,
-        seed: int,
+        drawing: Drawing,
     ) -> None:
         self.arrays = arrays
         self.steps = steps
@@ -224,18 +245,17 @@ class _Search:
         self.best = start
         self.values = [step.value(start) for step in steps]
         self.regrets = regrets
-        self.rng = np.random.default_rng(seed)
+        self.drawing = drawing
         self.neighbourhood = _Neighbourhood(arrays, regrets.owner)
         self.looked_at: Ints | None = None
-        self.size = dict.fromkeys(REACHES, float(FIRST_SIZE))
         self.rounds = 0
         self.idle = 0
         self.done = False
 
-    def ended(self, seconds: float | None) -> bool:
-        """Whether to start no more neighbourhoods, with those seconds left."""
-        if seconds is not None:
-            return self.done or seconds <= 0
+    def ended(self, deadline: float | None) -> bool:
+        """Whether to start no more neighbourhoods."""
+        if deadline is not None:
+            return self.done or time.monotonic() >= deadline
         return self.done or self.rounds >= ROUNDS or self.idle >= PATIENCE
 
     def next(self, busy: list[Flags]) -> _Try | None:
@@ -247,9 +267,11 @@ class _Search:
         if taken[:-1].all():
             return None
         self.look()
-        reach = REACHES[self.rounds % len(REACHES)]
+        drawing = self.drawing
+        reach = REACHES[drawing.rounds % len(REACHES)]
         self.rounds += 1
-        chosen = _draw(self.rng, self.weight, round(self.size[reach]), taken[:-1])
+        drawing.rounds += 1
+        chosen = _draw(drawing.rng, self.weight, round(drawing.size[reach]), taken[:-1])
         wanted = chosen[self.regrets.owner] & self.promising
         free = self.neighbourhood.of(wanted, reach)
         part = Restricted.of(self.arrays, free, self.best)
@@ -271,11 +293,11 @@ class _Search:
     def take(self, attempt: _Try, found: Ints | None, exhausted: bool) -> bool:
         """Learn from a neighbourhood; whether there is a better solution now."""
         self.idle += 1
-        size, services = self.size[attempt.reach], float(self.regrets.services)
+        sizes, reach, services = self.drawing.size, attempt.reach, float(self.regrets.services)
         if exhausted:
-            self.size[attempt.reach] = min(services, size * GROWTH)
+            sizes[reach] = min(services, sizes[reach] * GROWTH)
         else:
-            self.size[attempt.reach] = max(float(SMALLEST_SIZE), size / GROWTH)
+            sizes[reach] = max(float(SMALLEST_SIZE), sizes[reach] / GROWTH)
         if found is not None and self.better(attempt, found):
             return True
         if exhausted and attempt.part.solution is self.best:
