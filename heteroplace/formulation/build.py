@@ -48,11 +48,15 @@ def build(tree: TreeView, deadline: float | None = None) -> Model:
 
 def _name_owners(model: Model) -> None:
     """Say which columns belong to one service: instances, switches of groups, counts, unmet."""
-    owners = model.program.owners
-    for placement in model.placements:
-        owners[placement.column] = model.candidates[placement.candidate].service
+    owners, owned = model.program.owners, model.program.owned
+    for service, groups in model.new_groups.items():
+        owned.append((groups.placed, service))
+        if groups.switches is not None:
+            owned.append((range(groups.switches, groups.switches + len(groups)), service))
+    for column, placement in model.placements.items():
+        owners[column] = model.candidate(placement.candidate).service
     for number, column in model.alive.items():
-        owners[column] = model.candidates[number].service
+        owners[column] = model.candidate(number).service
     for (service, _, _), column in model.counts.items():
         owners[column] = service
     for (service, _), column in model.unmet.items():
@@ -92,10 +96,11 @@ def extract(model: Model, solution: Ints) -> Decision:
         A valid decision with the solution's objective, or better.
     """
     x: list[int] = solution.tolist()
+    placed = [model.placement_at(column) for column in np.flatnonzero(solution).tolist()]
     tokens = [
         _Token(placement)
-        for placement in model.placements
-        if x[placement.column]
+        for placement in placed
+        if placement is not None
         for _ in range(x[placement.column])
     ]
     _route(model, x, tokens)
@@ -153,11 +158,11 @@ def _decide(model: Model, x: list[int], tokens: list[_Token]) -> Decision:
     placed: dict[tuple[int, str, int], deque[tuple[int, ...]]] = defaultdict(deque)
     for token in tokens:
         at = token.placement
-        shape = model.shape(model.candidates[at.candidate].service, at.role, at.shape)
+        shape = model.shape(model.candidate(at.candidate).service, at.role, at.shape)
         placed[at.candidate, at.role, at.shape].append(pod_nodes(shape, token.nodes))
     number = {
         candidate.running: candidate.index
-        for candidate in model.candidates
+        for candidate in model.running
         if candidate.running is not None
     }
     for leaver in model.leavers:
@@ -171,7 +176,7 @@ def _decide(model: Model, x: list[int], tokens: list[_Token]) -> Decision:
     for (candidate, role, shape_index), queue in placed.items():
         if queue and candidate not in groups:
             groups[candidate] = len(model.instance.running) + len(decision.new_groups)
-            found = model.candidates[candidate]
+            found = model.candidate(candidate)
             decision.new_groups.append((found.service, found.domain))
         for nodes in queue:
             decision.added.append(Added(groups[candidate], role, shape_index, nodes))
@@ -226,7 +231,7 @@ def _placed(
     """Candidate, role, shape and nodes of every added and moved instance."""
     of_group = {
         candidate.running: candidate
-        for candidate in model.candidates
+        for candidate in model.running
         if candidate.running is not None
     }
     candidates: dict[int, Candidate | None] = {
@@ -245,11 +250,13 @@ def _placed(
 
 def _match_new_groups(model: Model, decision: Decision) -> dict[int, Candidate | None]:
     """Give every opened group a candidate of its own with its domain and home."""
-    free: dict[tuple[int, int], list[Candidate]] = defaultdict(list)
-    for service in dict(decision.new_groups):
-        for candidate in model.of_service[service]:
-            if candidate.running is None:
-                free[service, candidate.domain].append(candidate)
+    free: dict[tuple[int, int], list[Candidate]] = {}
+    for service, domain in dict.fromkeys(decision.new_groups):
+        groups = model.new_groups.get(service)
+        there = () if groups is None else np.flatnonzero(groups.domains == domain).tolist()
+        free[service, domain] = [
+            model.candidate(groups.first + place) for place in there if groups is not None
+        ]
     members: dict[int, list[Added]] = defaultdict(list)
     for added in decision.added:
         members[added.group].append(added)
@@ -287,7 +294,7 @@ def _place(
     """Count one instance in the columns it passes; whether the program has them all."""
     options = [
         placement
-        for placement in model.placements_of.get((candidate.index, role), ())
+        for placement in model.placements_of(candidate.index, role)
         if placement.shape == shape
         and all(model.tree.contains(placement.domain, node) for node in nodes)
     ]

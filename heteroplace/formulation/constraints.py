@@ -13,16 +13,19 @@ from fractions import Fraction
 from math import gcd, lcm
 from operator import mul
 
+import numpy as np
+
 from heteroplace.formulation.cover import ceilings, covers
 from heteroplace.formulation.hull import Band, Change, Hull, reachable
 from heteroplace.formulation.packing import Pool
-from heteroplace.formulation.program import INFINITE
+from heteroplace.formulation.program import INFINITE, Ints
 from heteroplace.formulation.variables import (
     Candidate,
     Demand,
     Flow,
     Leaver,
     Model,
+    NewGroups,
     Terms,
     Wanted,
 )
@@ -53,9 +56,7 @@ def running(model: Model) -> None:
 
 def _match_moves(model: Model) -> None:
     """A moved instance is placed again, in its group and shape."""
-    for candidate in model.candidates:
-        if candidate.running is None:
-            continue
+    for candidate in model.running:
         for role in model.service(candidate.service).roles:
             moved: dict[int, Terms] = defaultdict(list)
             for leaver in leavers_of(model, candidate, role):
@@ -64,7 +65,7 @@ def _match_moves(model: Model) -> None:
             if not moved:
                 continue
             placed: dict[int, Terms] = defaultdict(list)
-            for placement in model.placements_of.get((candidate.index, role), ()):
+            for placement in model.placements_of(candidate.index, role):
                 placed[placement.shape].append((placement.column, 1))
             scales_out = model.demands[candidate.service, role].missing > 0
             for shape in sorted(moved):
@@ -281,7 +282,7 @@ def delivered(model: Model, candidate: Candidate, role: str) -> tuple[Terms, int
     shapes = model.demands[candidate.service, role].shapes
     terms = [
         (placement.column, shapes[placement.shape])
-        for placement in model.placements_of.get((candidate.index, role), ())
+        for placement in model.placements_of(candidate.index, role)
     ]
     if candidate.running is None:
         return terms, 0
@@ -294,7 +295,7 @@ def delivered(model: Model, candidate: Candidate, role: str) -> tuple[Terms, int
 def counted(model: Model, candidate: Candidate, role: str) -> tuple[Terms, int]:
     """Delivering instances of a role in a group: columns and constant."""
     terms = [
-        (placement.column, 1) for placement in model.placements_of.get((candidate.index, role), ())
+        (placement.column, 1) for placement in model.placements_of(candidate.index, role)
     ]
     if candidate.running is None:
         return terms, 0
@@ -315,12 +316,16 @@ def ratio(model: Model) -> None:
     """Every group's delivered capacities are inside the band, and no role is lacking."""
     for number in range(len(model.instance.services)):
         _open_by_hulls(model, number)
-    for candidate in model.candidates:
-        if candidate.index in model.alive:
-            continue
+    new = [each for each in model.new_groups.values() if each.switches is None]
+    candidates = [
+        each.candidate(number)
+        for each in new
+        for number in range(each.first, each.first + len(each))
+    ]
+    for candidate in [*model.running, *candidates]:
         service = model.service(candidate.service)
         if not any(
-            model.placements_of.get((candidate.index, role)) or leavers_of(model, candidate, role)
+            model.placements_of(candidate.index, role) or leavers_of(model, candidate, role)
             for role in service.roles
         ):
             _ratio_of_fixed(model, candidate)
@@ -489,48 +494,125 @@ def _open_by_hulls(model: Model, number: int) -> None:
     Their rows come last: :meth:`Program.arrays`.
     """
     names = tuple(model.service(number).roles)
-    opened = [each for each in model.of_service.get(number, ()) if each.running is None]
-    if len(names) > 2 or not opened:
+    groups = model.new_groups.get(number)
+    if len(names) > 2 or groups is None:
         return
     if _opening(model, number, names[0]).high > MOST_CHANGES:
         return
-    bands = _bands(model, number)
-    hulls: dict[object, Hull] = {}
-    openings: dict[object, _Opening] = {}
-    most = model.service(number).limits.max_instances_per_group
-    program, placements_of = model.program, model.placements_of
-    for candidate in opened:
-        sides: list[tuple[list[int], list[int]]] = []
-        roles: list[tuple[_Opening, int]] = []
-        for name in names:
-            placements = placements_of.get((candidate.index, name), ())
-            shapes = tuple(dict.fromkeys([each.shape for each in placements]))
-            opening = openings.get((name, shapes))
-            if opening is None:
-                opening = _opening(model, number, name, shapes)
-                openings[name, shapes] = opening
-            roles.append((opening, opening.reach(model, candidate.domain)))
-            weights = opening.weights
-            sides.append(
-                (
-                    [each.column for each in placements],
-                    [weights[each.shape] for each in placements],
-                )
-            )
-        shared = _room_of_both(model, candidate.domain, roles, most)
-        if shared is not None:
-            a, b, room = shared
-            if a * roles[0][1] + b * roles[1][1] <= room:
-                # Both roles at their most have room: the same hull as without the row.
-                shared = None
-        key = (*roles, shared)
-        hull = hulls.get(key)
+    program = model.program
+    switches = program.add_columns([1] * len(groups))
+    groups.switches = switches.start
+    finder = _Hulls(model, groups, names)
+    hull = np.zeros(len(groups), np.int64)
+    placed = groups.columns >= 0
+    weights = np.zeros(placed.shape, np.int64)
+    kinds = np.array([(names.index(kind.role), kind.shape) for kind in groups.kinds], np.int64)
+    shapes = sorted({(role, shape) for role, shape in kinds.tolist()})
+    has = [placed[:, (kinds == each).all(axis=1)].any(axis=1).astype(np.int64) for each in shapes]
+    patterns, pattern = _distinct(has, len(groups))
+    for at, there in enumerate(patterns):
+        mine = np.flatnonzero(pattern == at)
+        present = [each for each, some in zip(shapes, there, strict=True) if some]
+        openings = [
+            finder.opening(name, tuple(shape for role, shape in present if role == place))
+            for place, name in enumerate(names)
+        ]
+        for column, (role, shape) in enumerate(kinds.tolist()):
+            weights[mine, column] = openings[role].weights.get(shape, 0)
+        hull[mine] = finder.hulls_of(openings, groups.domains[mine])
+    sides = []
+    for place in range(len(names)):
+        inside = kinds[:, 0] == place
+        chosen = placed[:, inside]
+        columns, weight = groups.columns[:, inside][chosen], weights[:, inside][chosen]
+        sides.append((chosen.sum(axis=1), columns, weight))
+    program.blocks.add(number, np.array(switches, np.int64), sides, finder.hulls, hull)
+
+
+class _Hulls:
+    """Hulls of the new groups of one service, each made once."""
+
+    def __init__(self, model: Model, groups: NewGroups, names: tuple[str, ...]) -> None:
+        self._model = model
+        self._service = groups.service
+        self._bands = _bands(model, groups.service)
+        self._most = model.service(groups.service).limits.max_instances_per_group
+        self._openings: dict[tuple[str, tuple[int, ...]], _Opening] = {}
+        self._place: dict[object, int] = {}
+        self.hulls: list[Hull] = []
+
+    def opening(self, role: str, shapes: tuple[int, ...]) -> _Opening:
+        """What a role may bring with some shapes."""
+        known = self._openings.get((role, shapes))
+        if known is None:
+            known = _opening(self._model, self._service, role, shapes)
+            self._openings[role, shapes] = known
+        return known
+
+    def hulls_of(self, openings: list[_Opening], domains: Ints) -> Ints:
+        """Place in ``hulls`` of the hull of a group in each of some domains."""
+        model = self._model
+        prints = [wanted for opening in openings for wanted, _ in opening.prints]
+        both = _room_of_both(model, openings, self._most)
+        rooms = [model.rooms(wanted, domains) for wanted in prints]
+        if both is not None and both.block is not None:
+            rooms.append(model.unit_rooms(*both.block)[domains])
+        distinct, inverse = _distinct(rooms, len(domains))
+        found = []
+        for row in distinct:
+            left = iter(row)
+            reach = [opening.reach([next(left) for _ in opening.prints]) for opening in openings]
+            shared = None
+            if both is not None:
+                room = both.most if both.block is None else next(left)
+                # Where both roles at their most have room, the hull is the same as without the row.
+                if both.one * reach[0] + both.other * reach[1] > room:
+                    shared = (both.one, both.other, room)
+            found.append(self._hull(openings, reach, shared))
+        return np.array(found, np.int64)[inverse]
+
+    def _hull(
+        self, openings: list[_Opening], reach: list[int], shared: tuple[int, int, int] | None
+    ) -> int:
+        key = (*zip(openings, reach, strict=True), shared)
+        place = self._place.get(key)
+        if place is None:
+            changes = [
+                Change([], 0, high, opening.unit, 0)
+                for opening, high in zip(openings, reach, strict=True)
+            ]
+            place = self._place[key] = len(self.hulls)
+            self.hulls.append(self._hull_of_new(changes, shared))
+        return place
+
+    def _hull_of_new(self, changes: list[Change], shared: tuple[int, int, int] | None) -> Hull:
+        """The hull of a new group; many services share theirs."""
+        known = self._model.hulls
+        key = (tuple(self._bands), *(each.key for each in changes), shared)
+        hull = known.get(key)
         if hull is None:
-            changes = [Change([], 0, high, opening.unit, 0) for opening, high in roles]
-            points = reachable(changes[0], changes[1] if len(changes) > 1 else None, bands, shared)
-            hull = hulls[key] = Hull.of(points - {(0, 0)})
-        alive = model.alive[candidate.index] = program.column(1)
-        program.blocks.add(number, alive, sides, hull)
+            second = changes[1] if len(changes) > 1 else None
+            points = reachable(changes[0], second, self._bands, shared)
+            hull = known[key] = Hull.of(points - {(0, 0)})
+        return hull
+
+
+def _distinct(columns: list[Ints], number: int) -> tuple[list[list[int]], Ints]:
+    """The rows that occur in some columns of counts, and which of them each row is."""
+    code = np.zeros(number, np.int64)
+    codes = 1
+    for column in columns:
+        most = int(column.max()) + 1
+        if codes * most > INFINITE:
+            values, code = np.unique(code, return_inverse=True)
+            codes = len(values)
+        code = code * most + column
+        codes *= most
+    _, first, place = np.unique(code, return_index=True, return_inverse=True)
+    rows: list[list[int]] = [[]]
+    if columns:
+        rows = np.stack(columns, axis=1)[first].tolist()
+    return rows, place
 
 
 @dataclass(frozen=True, eq=False)
@@ -559,9 +641,9 @@ class _Opening:
         """Most units that may be added."""
         return self.most // self.unit
 
-    def reach(self, model: Model, domain: int) -> int:
-        """Most units that a domain has room for."""
-        room = sum([model.room(wanted, domain) * grains for wanted, grains in self.prints])
+    def reach(self, rooms: list[int]) -> int:
+        """Most units where there is room for so many instances of each footprint."""
+        room = sum(map(mul, rooms, [grains for _, grains in self.prints]))
         return min(room, self.most) // self.unit
 
 
@@ -581,36 +663,44 @@ def _opening(
     )
 
 
-def _room_of_both(
-    model: Model, domain: int, roles: list[tuple[_Opening, int]], most: int | None
-) -> tuple[int, int, int] | None:
+@dataclass(frozen=True)
+class _Both:
+    """One role's instances times ``one`` and the other's times ``other`` are at most a number.
+
+    That is ``most`` or, where there is a block, how many of it a domain has room for.
+    """
+
+    one: int
+    other: int
+    most: int
+    block: tuple[str, int] | None
+
+
+def _room_of_both(model: Model, openings: list[_Opening], most: int | None) -> _Both | None:
     """As :func:`_shared_room`, for a new group."""
-    if len(roles) < 2 or any(list(each.weights.values()) != [1] for each, _ in roles):
+    if len(openings) < 2 or any(list(each.weights.values()) != [1] for each in openings):
         return None
     if most is not None:
-        return 1, 1, most
-    (left, _), (right, _) = (each.prints[0] for each, _ in roles)
-    return _room_of_prints(model, domain, left, right)
+        return _Both(1, 1, most, None)
+    (left, _), (right, _) = (each.prints[0] for each in openings)
+    return _room_of_prints(left, right)
 
 
-def _room_of_prints(
-    model: Model, domain: int, left: Wanted, right: Wanted
-) -> tuple[int, int, int] | None:
+def _room_of_prints(left: Wanted, right: Wanted) -> _Both | None:
     if not (left.single and right.single):
         return None
     (one, _), (other, _) = left.blocks[0], right.blocks[0]
     if one.gpu_type != other.gpu_type:
         return None
     unit = gcd(one.gpus, other.gpus)
-    room = model.units(one.gpu_type, unit, domain)
-    return one.gpus // unit, other.gpus // unit, room
+    return _Both(one.gpus // unit, other.gpus // unit, 0, (one.gpu_type, unit))
 
 
 def _change(model: Model, candidate: Candidate, role: str) -> Change:
     """How far a role in a group may change, in the largest unit of its instances' capacities."""
     demand = model.demands[candidate.service, role]
     terms, present = delivered(model, candidate, role)
-    placed = {p.shape for p in model.placements_of.get((candidate.index, role), ())}
+    placed = {each.shape for each in model.placements_of(candidate.index, role)}
     leaving = leavers_of(model, candidate, role)
     capacities = {demand.shapes[shape] for shape in placed}
     capacities |= {demand.shapes[leaver.shape] for leaver in leaving}
@@ -660,7 +750,7 @@ def _shared_room(
         # What one role loses leaves room for the other.
         return 1, 1, max(most, now) - now - first.low - second.low
     shapes = [
-        {p.shape for p in model.placements_of.get((candidate.index, name), ())} for name in names
+        {each.shape for each in model.placements_of(candidate.index, name)} for name in names
     ]
     if [len(each) for each in shapes] != [1, 1]:
         return None
@@ -668,12 +758,15 @@ def _shared_room(
         model.prints[candidate.service, name, next(iter(found))]
         for name, found in zip(names, shapes, strict=True)
     )
-    return _room_of_prints(model, candidate.domain, left, right)
+    both = _room_of_prints(left, right)
+    if both is None or both.block is None:
+        return None
+    return both.one, both.other, model.units(*both.block, candidate.domain)
 
 
 def alive_column(model: Model, candidate: Candidate) -> int:
     """Column that is 1 when the group delivers anything; made when first asked for."""
-    known = model.alive.get(candidate.index)
+    known = model.switch(candidate.index)
     if known is not None:
         return known
     column = model.program.column(1)
@@ -776,7 +869,7 @@ def _repair_target(model: Model, service: int, role: str, demand: Demand) -> Non
     weight = model.role(service, role).gpus_per_capacity * demand.grain
     model.repair_constant += demand.surplus // grain * grain * weight
     worth = [-weight * capacity for capacity in demand.shapes]
-    for candidate in model.of_service[service]:
+    for candidate in model.running_of[service]:
         for leaver in leavers_of(model, candidate, role):
             if leaver.removed is not None:
                 model.repair(leaver.removed, worth[leaver.shape])
@@ -792,14 +885,14 @@ def limits(model: Model) -> None:
         if served.limits.max_groups is not None:
             _limit_groups(model, service, served.limits.max_groups)
         if served.limits.max_instances_per_group is not None:
-            for candidate in model.of_service[service]:
+            for candidate in model.candidates_of(service):
                 _limit_size(model, candidate, served.limits.max_instances_per_group)
 
 
 def _limit_groups(model: Model, service: int, most: int) -> None:
     terms: Terms = []
     fixed = now = 0
-    for candidate in model.of_service[service]:
+    for candidate in model.candidates_of(service):
         if candidate.running is None:
             terms.append((alive_column(model, candidate), 1))
             continue

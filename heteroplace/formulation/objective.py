@@ -105,8 +105,13 @@ def new_group(model: Model) -> Amount:
     """Groups opened."""
     amount = Amount()
     if model.instance.objective.weights.new_group:
-        opened = [candidate for candidate in model.candidates if candidate.running is None]
-        amount.add([alive_column(model, candidate) for candidate in opened], 1)
+        for groups in model.new_groups.values():
+            numbers = range(groups.first, groups.first + len(groups))
+            if groups.switches is None:
+                columns = [alive_column(model, groups.candidate(each)) for each in numbers]
+                amount.add(columns, 1)
+            else:
+                amount.add(range(groups.switches, groups.switches + len(groups)), 1)
     return amount
 
 

@@ -130,46 +130,59 @@ class GroupBlocks:
 class BlockList:
     """:class:`GroupBlocks` as they are added."""
 
-    owners: list[int] = field(default_factory=list)
-    switches: list[int] = field(default_factory=list)
-    hulls: dict[int, Hull] = field(default_factory=dict)
-    hull_of: list[int] = field(default_factory=list)
-    lengths: tuple[list[int], list[int]] = field(default_factory=lambda: ([], []))
-    columns: tuple[list[int], list[int]] = field(default_factory=lambda: ([], []))
-    weights: tuple[list[int], list[int]] = field(default_factory=lambda: ([], []))
+    hulls: list[Hull] = field(default_factory=list)
+    number: int = 0
+    owners: list[Ints] = field(default_factory=list)
+    switches: list[Ints] = field(default_factory=list)
+    hull: list[Ints] = field(default_factory=list)
+    sides: list[list[tuple[Ints, Ints, Ints]]] = field(default_factory=lambda: [[], []])
 
     def __len__(self) -> int:
-        return len(self.owners)
+        return self.number
 
     def add(
-        self, owner: int, switch: int, sides: Sequence[tuple[list[int], list[int]]], hull: Hull
+        self,
+        owner: int,
+        switches: Ints,
+        sides: Sequence[tuple[Ints, Ints, Ints]],
+        hulls: Sequence[Hull],
+        hull: Ints,
     ) -> None:
-        """Add one: a service, its switch, columns and weights of one or two roles, and its hull."""
-        self.owners.append(owner)
-        self.switches.append(switch)
-        # Many share a hull.
-        self.hulls[id(hull)] = hull
-        self.hull_of.append(id(hull))
-        for (columns, weights), all_columns, all_weights, lengths in zip(
-            sides, self.columns, self.weights, self.lengths, strict=False
-        ):
-            all_columns.extend(columns)
-            all_weights.extend(weights)
-            lengths.append(len(columns))
-        if len(sides) == 1:
-            self.lengths[1].append(0)
+        """Add those of one service.
+
+        Parameters
+        ----------
+        owner, switches
+            The service; their switches.
+        sides
+            For one or two roles: how many columns each has; the columns, and their weights.
+        hulls, hull
+            Hulls, and which of them is each one's.
+        """
+        self.owners.append(np.full(len(switches), owner, np.int64))
+        self.switches.append(switches)
+        self.hull.append(hull + len(self.hulls))
+        self.hulls.extend(hulls)
+        nothing = np.zeros(0, np.int64)
+        empty = (np.zeros(len(switches), np.int64), nothing, nothing)
+        for place, side in enumerate([*sides, empty][:2]):
+            self.sides[place].append(side)
+        self.number += len(switches)
 
     def rows(self, first: int) -> tuple[GroupBlocks, Rows]:
         """All of them, and the sides of their hulls as rows from a number on."""
-        place = {key: number for number, key in enumerate(self.hulls)}
-        hull = np.fromiter(map(place.__getitem__, self.hull_of), np.int64, len(self))
-        switch = np.array(self.switches, np.int64)
+
+        def joined(parts: Iterable[Ints]) -> Ints:
+            found: Ints = np.concatenate([np.zeros(0, np.int64), *parts])
+            return found
+
+        hull, switch = joined(self.hull), joined(self.switches)
         starts, columns, weights = (
-            [starts_of(np.array(each, np.int64)) for each in self.lengths],
-            [np.array(each, np.int64) for each in self.columns],
-            [np.array(each, np.int64) for each in self.weights],
+            [starts_of(joined(lengths for lengths, _, _ in side)) for side in self.sides],
+            [joined(columns for _, columns, _ in side) for side in self.sides],
+            [joined(weights for _, _, weights in side) for side in self.sides],
         )
-        sides = [each.sides for each in self.hulls.values()]
+        sides = [each.sides for each in self.hulls]
         counts = np.array([len(each) for each in sides], np.int64)
         flat = np.array([side for each in sides for side in each], np.int64).reshape(-1, 4)
         lengths = counts[hull]
@@ -186,9 +199,9 @@ class BlockList:
         row, column, value = row[kept], column[kept], value[kept]
         order = np.argsort(row, kind="stable")
         blocks = GroupBlocks(
-            np.array(self.owners, np.int64),
+            joined(self.owners),
             switch,
-            tuple(self.hulls.values()),
+            tuple(self.hulls),
             hull,
             (starts[0], starts[1]),
             (columns[0], columns[1]),
@@ -230,6 +243,8 @@ class Program:
     ----------
     deadline
         ``time.monotonic()`` at which building stops with :class:`LateError`; null for none.
+    owners, owned
+        Service of columns that belong to one; of ranges of columns.
     """
 
     deadline: float | None = None
@@ -243,6 +258,7 @@ class Program:
     steps: list[ProgramStep] = field(default_factory=list)
     blocks: BlockList = field(default_factory=BlockList)
     owners: dict[int, int] = field(default_factory=dict)
+    owned: list[tuple[range, int]] = field(default_factory=list)
     _made: tuple[tuple[int, int], tuple[GroupBlocks, Rows]] | None = None
 
     @property
@@ -407,6 +423,8 @@ class Program:
 
     def _owner(self) -> Ints:
         owner = np.full(len(self.upper), -1, np.int64)
+        for columns, each in self.owned:
+            owner[columns.start : columns.stop] = each
         owner[list(self.owners)] = list(self.owners.values())
         return owner
 

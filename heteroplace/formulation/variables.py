@@ -7,15 +7,18 @@ or moved away. Both are created here; every other column belongs to the unit tha
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import Counter, defaultdict
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
 from math import ceil, gcd, lcm
 
+import numpy as np
+
 from heteroplace.footprint import Block, Footprint, footprint
+from heteroplace.formulation.hull import Hull
 from heteroplace.formulation.packing import Pool
-from heteroplace.formulation.program import Program
+from heteroplace.formulation.program import Flags, Ints, Program
 from heteroplace.formulation.state import RunningState, read_running
 from heteroplace.instance import Instance, Role, Service, Shape
 from heteroplace.topology import ROOT, TreeView
@@ -95,6 +98,103 @@ class Placement:
     domain: int
     spill: bool
     column: int
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """What new groups of a service may get, and where.
+
+    Parameters
+    ----------
+    role, shape
+        What is placed.
+    home
+        Whether in the home domain; else in the domain of the group.
+    spill
+        Whether that is outside the home domains.
+    """
+
+    role: str
+    shape: int
+    home: bool
+    spill: bool
+
+
+@dataclass(eq=False)
+class NewGroups:
+    """The groups of a service that the plan may open, as arrays: there are many.
+
+    Parameters
+    ----------
+    service
+        Number of the service.
+    first
+        Number of the first of them among all candidates.
+    domains, homes, copies
+        As for :class:`Candidate`; home -1 for none.
+    kinds
+        What they may get.
+    columns
+        Column of every group and kind (groups x kinds); -1 for none. They count up along the rows.
+    switches
+        Column that opens the first; null where no hulls describe them. The others follow.
+    """
+
+    service: int
+    first: int
+    domains: Ints
+    homes: Ints
+    copies: Ints
+    kinds: tuple[Kind, ...]
+    columns: Ints
+    switches: int | None = None
+
+    def __post_init__(self) -> None:
+        flat = self.columns.ravel()
+        # Where the columns are, in their order.
+        self._cells = np.flatnonzero(flat >= 0)
+        self.placed = range(0)
+        if len(self._cells):
+            start = int(flat[self._cells[0]])
+            self.placed = range(start, start + len(self._cells))
+        self._made: dict[tuple[int, str], list[Placement]] = {}
+
+    def __len__(self) -> int:
+        return len(self.domains)
+
+    def candidate(self, number: int) -> Candidate:
+        """One of them, by its number among all candidates."""
+        at = number - self.first
+        home = int(self.homes[at])
+        homes = (home,) if home >= 0 else ()
+        domain, copy = int(self.domains[at]), int(self.copies[at])
+        return Candidate(number, self.service, None, domain, homes, copy)
+
+    def switch(self, number: int) -> int | None:
+        """Column that opens a group, if there is one."""
+        return None if self.switches is None else self.switches + number - self.first
+
+    def placement(self, column: int) -> Placement:
+        """What a column counts."""
+        group, kind = divmod(int(self._cells[column - self.placed.start]), len(self.kinds))
+        return self._placement(group, self.kinds[kind], column)
+
+    def placements(self, number: int, role: str) -> list[Placement]:
+        """What a group may get of a role."""
+        made = self._made.get((number, role))
+        if made is None:
+            at = number - self.first
+            made = [
+                self._placement(at, kind, column)
+                for kind, column in zip(self.kinds, self.columns[at].tolist(), strict=True)
+                if kind.role == role and column >= 0
+            ]
+            self._made[number, role] = made
+        return made
+
+    def _placement(self, group: int, kind: Kind, column: int) -> Placement:
+        place = int((self.homes if kind.home else self.domains)[group])
+        return Placement(self.first + group, kind.role, kind.shape, place, kind.spill, column)
 
 
 @dataclass(eq=False, slots=True)
@@ -232,19 +332,18 @@ class Model:
     tree: TreeView
     program: Program
     state: RunningState
-    candidates: list[Candidate] = field(default_factory=list)
-    placements: list[Placement] = field(default_factory=list)
+    # Running groups and what they may get; new groups by service.
+    running: list[Candidate] = field(default_factory=list)
+    placements: dict[int, Placement] = field(default_factory=dict)
+    new_groups: dict[int, NewGroups] = field(default_factory=dict)
     leavers: list[Leaver] = field(default_factory=list)
     demands: dict[tuple[int, str], Demand] = field(default_factory=dict)
     blocks: list[Block] = field(default_factory=list)
     prints: dict[tuple[int, str, int], Wanted] = field(default_factory=dict)
-    placements_of: dict[tuple[int, str], list[Placement]] = field(
-        default_factory=lambda: defaultdict(list)
-    )
     leavers_of: dict[tuple[int, str], list[Leaver]] = field(
         default_factory=lambda: defaultdict(list)
     )
-    of_service: dict[int, list[Candidate]] = field(default_factory=lambda: defaultdict(list))
+    running_of: dict[int, list[Candidate]] = field(default_factory=lambda: defaultdict(list))
     # Columns by what they place: units price and limit equal ones together.
     placed: dict[tuple[int, str], dict[int, list[int]]] = field(
         default_factory=lambda: defaultdict(dict)
@@ -256,9 +355,6 @@ class Model:
         default_factory=lambda: defaultdict(list)
     )
     entered: list[tuple[Wanted, int, list[int]]] = field(default_factory=list)
-    entered_in: dict[Wanted, dict[int, list[int]]] = field(
-        default_factory=lambda: defaultdict(dict)
-    )
     potential: list[int] = field(default_factory=list)
     largest: dict[str, list[int]] = field(default_factory=dict)
     # What the units leave for each other and for naming: docs/formulation.md.
@@ -282,6 +378,15 @@ class Model:
     band_units: dict[tuple[int, str, str], tuple[int, int, tuple[int, ...]]] = field(
         default_factory=dict
     )
+    hulls: dict[tuple[object, ...], Hull] = field(default_factory=dict)
+    _candidates: int = 0
+    _by_number: dict[int, Candidate] = field(default_factory=dict)
+    _placements_of: dict[tuple[int, str], list[Placement]] = field(default_factory=dict)
+    _new: tuple[list[NewGroups], list[int], list[int]] = field(default_factory=lambda: ([], [], []))
+    # Places and columns of what enters, in chunks.
+    _entering: dict[Wanted, list[tuple[Ints, Ints]]] = field(
+        default_factory=lambda: defaultdict(list)
+    )
     _numbers: dict[Block, int] = field(default_factory=dict)
     _wanted: dict[tuple[object, ...], Wanted] = field(default_factory=dict)
     _fits: dict[Wanted, list[bool]] = field(default_factory=dict)
@@ -290,6 +395,8 @@ class Model:
     _units: dict[tuple[str, int], list[int]] = field(default_factory=dict)
     _room_of: dict[tuple[Wanted, int], int] = field(default_factory=dict)
     _at_level: dict[tuple[str | None, int], list[int]] = field(default_factory=dict)
+    _fitting: dict[Wanted, Flags] = field(default_factory=dict)
+    _unit_rooms: dict[tuple[str, int], Ints] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.instance: Instance = self.tree.instance
@@ -335,8 +442,90 @@ class Model:
 
     def print_of(self, placement: Placement) -> Wanted:
         """Footprint of what is placed."""
-        service = self.candidates[placement.candidate].service
+        service = self.candidate(placement.candidate).service
         return self.prints[service, placement.role, placement.shape]
+
+    def add_running(self, service: int, group: int, placements: dict[str, list[Placement]]) -> None:
+        """Add a running group with what it may get of every role."""
+        state = self.state
+        candidate = Candidate(
+            self._candidates, service, group, state.domains[group], state.homes[group]
+        )
+        self._candidates += 1
+        self.running.append(candidate)
+        self.running_of[service].append(candidate)
+        self._by_number[candidate.index] = candidate
+        for role, added in placements.items():
+            self._placements_of[candidate.index, role] = added
+            self.placements.update((each.column, each) for each in added)
+
+    def add_new(self, groups: NewGroups) -> None:
+        """Add the new groups of a service."""
+        self._candidates += len(groups)
+        self.new_groups[groups.service] = groups
+        found, firsts, columns = self._new
+        found.append(groups)
+        firsts.append(groups.first)
+        columns.append(groups.placed.start)
+
+    @property
+    def next_candidate(self) -> int:
+        """Number of the candidate that is added next."""
+        return self._candidates
+
+    def candidate(self, number: int) -> Candidate:
+        """A candidate by number."""
+        known = self._by_number.get(number)
+        return self._group_of(number).candidate(number) if known is None else known
+
+    def candidates_of(self, service: int) -> list[Candidate]:
+        """All candidates of a service, the running ones first."""
+        groups = self.new_groups.get(service)
+        new = [] if groups is None else list(range(groups.first, groups.first + len(groups)))
+        return [*self.running_of[service], *map(self.candidate, new)]
+
+    def _group_of(self, number: int) -> NewGroups:
+        found, firsts, _ = self._new
+        return found[bisect_right(firsts, number) - 1]
+
+    def placements_of(self, candidate: int, role: str) -> list[Placement]:
+        """What a candidate may get of a role."""
+        if candidate in self._by_number:
+            return self._placements_of.get((candidate, role), [])
+        return self._group_of(candidate).placements(candidate, role)
+
+    def placement_at(self, column: int) -> Placement | None:
+        """What a column places; null when it is another kind of column."""
+        known = self.placements.get(column)
+        if known is not None:
+            return known
+        found, _, columns = self._new
+        at = bisect_right(columns, column) - 1
+        if at < 0 or column not in found[at].placed:
+            return None
+        return found[at].placement(column)
+
+    def switch(self, candidate: int) -> int | None:
+        """Column that is 1 when a candidate delivers anything, if there is one."""
+        known = self.alive.get(candidate)
+        if known is None and candidate not in self._by_number:
+            return self._group_of(candidate).switch(candidate)
+        return known
+
+    def enter(self, wanted: Wanted, places: Ints, columns: Ints) -> None:
+        """Say where the instances of a footprint that some columns count enter the tree."""
+        self._entering[wanted].append((places, columns))
+
+    def gather(self) -> None:
+        """Join what enters at the same place."""
+        for wanted, chunks in self._entering.items():
+            places, columns = (np.concatenate(each) for each in zip(*chunks, strict=True))
+            order = np.argsort(places, kind="stable")
+            found, starts = np.unique(places[order], return_index=True)
+            ends = [*starts[1:].tolist(), len(order)]
+            ordered = columns[order].tolist()
+            for place, start, end in zip(found.tolist(), starts.tolist(), ends, strict=True):
+                self.entered.append((wanted, place, ordered[start:end]))
 
     def block_number(self, gpu_type: str, gpus: int) -> int:
         """Number of a block that some footprint has."""
@@ -384,6 +573,29 @@ class Model:
                 found[below.parent] += found[below.index]
             self._units[gpu_type, gpus] = found
         return found[domain]
+
+    def rooms(self, wanted: Wanted, domains: Ints) -> Ints:
+        """:meth:`room` in each of some domains."""
+        if wanted.single:
+            block = wanted.blocks[0][0]
+            return self.unit_rooms(block.gpu_type, block.gpus)[domains]
+        return np.array([self.room(wanted, domain) for domain in domains.tolist()], np.int64)
+
+    def unit_rooms(self, gpu_type: str, gpus: int) -> Ints:
+        """:meth:`units` in every domain."""
+        found = self._unit_rooms.get((gpu_type, gpus))
+        if found is None:
+            self.units(gpu_type, gpus, ROOT)
+            found = np.array(self._units[gpu_type, gpus], np.int64)
+            self._unit_rooms[gpu_type, gpus] = found
+        return found
+
+    def fitting(self, wanted: Wanted) -> Flags:
+        """:meth:`fits` as an array."""
+        found = self._fitting.get(wanted)
+        if found is None:
+            found = self._fitting[wanted] = np.array(self.fits(wanted), bool)
+        return found
 
     def at_level(self, level: str | None, under: int = ROOT) -> list[int]:
         """Domains of a level in a domain, as :meth:`TreeView.at_level`."""
@@ -577,37 +789,91 @@ def _add_candidates(model: Model) -> None:
     for group, number in enumerate(model.state.services):
         groups_of[number].append(group)
     for index, service in enumerate(model.services):
-        adder = _Adder(model, index)
-        for group in groups_of.get(index, ()):
-            adder.add(group, model.state.domains[group], model.state.homes[group], 0)
+        options = _options(model, index)
+        if index in groups_of:
+            adder = _Adder(model, index, options)
+            for group in groups_of[index]:
+                adder.add(group)
+            adder.finish()
         if all(model.demands[index, name].missing for name in service.roles):
-            for domain, home, copy in _new_groups(model, index):
-                adder.add(None, domain, home, copy)
-        adder.finish()
+            _add_new_groups(model, index, options)
+    model.gather()
 
 
-def _new_groups(model: Model, service: int) -> Iterator[tuple[int, tuple[int, ...], int]]:
-    """Domain, homes and copy of new groups: one per home, more where a group's size is limited."""
+def _add_new_groups(model: Model, service: int, options: list[_Option]) -> None:
+    domains, homes, copies = _new_groups(model, service, options)
+    if not len(domains):
+        return
+    preferred = model.service(service).affinity.preferred is not None
+    kinds: list[Kind] = []
+    fits: list[Flags] = []
+    uppers: list[int] = []
+    for option in options:
+        fitting = model.fitting(option.wanted)
+        if preferred:
+            kinds.append(Kind(option.role, option.shape, home=True, spill=False))
+            fits.append(fitting[homes] & (homes != domains))
+            uppers.append(option.missing)
+        kinds.append(Kind(option.role, option.shape, home=False, spill=preferred))
+        fits.append(fitting[domains])
+        uppers.append(option.missing)
+    mask = np.stack(fits, axis=1)
+    start = len(model.program.upper)
+    columns = np.full(mask.shape, -1, np.int64)
+    columns[mask] = np.arange(start, start + int(mask.sum()))
+    most = np.broadcast_to(np.array(uppers, np.int64), mask.shape)[mask]
+    model.program.add_columns(most.tolist())
+    for option in options:
+        mine = [
+            at
+            for at, kind in enumerate(kinds)
+            if (kind.role, kind.shape) == (option.role, option.shape)
+        ]
+        counted = columns[:, mine][mask[:, mine]].tolist()
+        if counted:
+            model.placed[service, option.role].setdefault(option.shape, []).extend(counted)
+        for at in mine:
+            chosen = mask[:, at]
+            found = columns[chosen, at]
+            if not len(found):
+                continue
+            if kinds[at].spill:
+                model.spilling[service, option.role, option.shape].extend(found.tolist())
+            places = homes if kinds[at].home else domains
+            model.enter(option.wanted, places[chosen], found)
+    model.add_new(
+        NewGroups(service, model.next_candidate, domains, homes, copies, tuple(kinds), columns)
+    )
+
+
+def _new_groups(model: Model, service: int, options: list[_Option]) -> tuple[Ints, Ints, Ints]:
+    """Domain, home and copy of new groups: one per home, more where a group's size is limited."""
     served = model.service(service)
     preferred = served.affinity.preferred
-    fits = [
-        [model.fits(model.wanted(service, name, shape)) for shape in range(len(role.shapes))]
-        for name, role in served.roles.items()
-    ]
-    for domain in model.at_level(served.affinity.required):
-        if not all(any(fit[domain] for fit in shapes) for shapes in fits):
-            continue
-        homes: list[tuple[int, ...]] = [()]
-        if preferred is not None:
-            homes = [
-                (home,)
-                for home in model.at_level(preferred, domain)
-                if any(fit[home] for shapes in fits for fit in shapes)
-            ] or [(domain,)]
-        copies = range(_copies(model, service, domain))
-        for home in homes:
-            for copy in copies:
-                yield domain, home, copy
+    any_of: dict[str, Flags] = {}
+    for option in options:
+        fitting = model.fitting(option.wanted)
+        any_of[option.role] = any_of[option.role] | fitting if option.role in any_of else fitting
+    every = np.logical_and.reduce(list(any_of.values()))
+    some = np.logical_or.reduce(list(any_of.values()))
+    level = np.array(model.at_level(served.affinity.required), np.int64)
+    domains = level[every[level]]
+    homes = np.full(len(domains), -1, np.int64)
+    if preferred is not None:
+        inside: list[Ints] = []
+        for domain in domains.tolist():
+            found = np.array(model.at_level(preferred, domain), np.int64)
+            found = found[some[found]]
+            inside.append(found if len(found) else np.array([domain]))
+        domains = np.repeat(domains, [len(each) for each in inside])
+        homes = np.concatenate([homes[:0], *inside])
+    copies = np.zeros(len(domains), np.int64)
+    if served.limits.max_instances_per_group is not None:
+        most = {domain: _copies(model, service, domain) for domain in set(domains.tolist())}
+        number = np.array([most[domain] for domain in domains.tolist()], np.int64)
+        domains, homes = np.repeat(domains, number), np.repeat(homes, number)
+        copies = np.concatenate([copies[:0], *(np.arange(each) for each in number.tolist())])
+    return domains, homes, copies
 
 
 def _copies(model: Model, service: int, domain: int) -> int:
@@ -630,108 +896,83 @@ def _copies(model: Model, service: int, domain: int) -> int:
 
 @dataclass(slots=True)
 class _Option:
-    """A shape that instances of a service may be added in, and the columns that count them."""
+    """A shape that instances of a service may be added in, and how many at most."""
 
+    role: str
     shape: int
-    fits: list[bool]
     missing: int
-    columns: list[int]
-    spilling: list[int]
-    entered: dict[int, list[int]]
     wanted: Wanted
 
 
-class _Adder:
-    """Adds the candidates of one service with their placements."""
+def _options(model: Model, service: int) -> list[_Option]:
+    options = []
+    for name, role in model.service(service).roles.items():
+        demand = model.demands[service, name]
+        if demand.missing or model.instance.cycle.max_migrations:
+            for shape in range(len(role.shapes)):
+                missing = -(-demand.missing // demand.shapes[shape])
+                wanted = model.wanted(service, name, shape)
+                options.append(_Option(name, shape, missing, wanted))
+    return options
 
-    def __init__(self, model: Model, service: int) -> None:
+
+class _Adder:
+    """Adds the running groups of one service with what they may get."""
+
+    def __init__(self, model: Model, service: int, options: list[_Option]) -> None:
         self._model = model
         self._service = service
         self._preferred = model.service(service).affinity.preferred is not None
         self._first = len(model.program.upper)
         self._uppers: list[int] = []
-        self._options: list[tuple[str, list[_Option]]] = []
-        for name, role in model.service(service).roles.items():
-            demand = model.demands[service, name]
-            if demand.missing or model.instance.cycle.max_migrations:
-                shapes = range(len(role.shapes))
-                self._options.append((name, [self._option(name, shape) for shape in shapes]))
+        self._options = options
+        self._entering: dict[Wanted, tuple[list[int], list[int]]] = defaultdict(lambda: ([], []))
 
-    def _option(self, name: str, shape: int) -> _Option:
+    def add(self, group: int) -> None:
+        """Add a running group."""
         model, service = self._model, self._service
-        wanted = model.wanted(service, name, shape)
-        demand = model.demands[service, name]
-        return _Option(
-            shape=shape,
-            fits=model.fits(wanted),
-            missing=-(-demand.missing // demand.shapes[shape]),
-            columns=[],
-            spilling=model.spilling[service, name, shape],
-            entered=model.entered_in[wanted],
-            wanted=wanted,
-        )
-
-    def add(self, running: int | None, domain: int, homes: tuple[int, ...], copy: int) -> None:
-        """Add a candidate with its placements."""
-        model, service = self._model, self._service
-        index = len(model.candidates)
-        candidate = Candidate(index, service, running, domain, homes, copy)
-        model.candidates.append(candidate)
-        model.of_service[service].append(candidate)
-        if not self._options:
-            return
+        domain, homes = model.state.domains[group], model.state.homes[group]
         within = model.tree.within
         places = [(home, False) for home in homes if home != domain and within(home, domain)]
         places.append((domain, self._preferred))
-        for name, options in self._options:
-            added: list[Placement] = []
-            moving = () if running is None else model.leavers_of.get((running, name), ())
-            for option in options:
-                most = option.missing
-                if moving:
-                    most += _movable(model, moving, option.shape)
-                if most:
-                    self._place(added, index, name, option, places, most)
-            if added:
-                model.placements.extend(added)
-                model.placements_of[index, name] = added
-            for leaver in moving:
+        placements: dict[str, list[Placement]] = defaultdict(list)
+        for option in self._options:
+            moving = model.leavers_of.get((group, option.role), ())
+            most = option.missing
+            if moving:
+                most += _movable(model, moving, option.shape)
+            if most:
+                self._place(placements[option.role], option, places, most)
+        for name in {option.role: None for option in self._options}:
+            for leaver in model.leavers_of.get((group, name), ()):
                 if leaver.moved is not None:
-                    columns = options[leaver.shape].columns
-                    model.placed[service, name].setdefault(leaver.shape, columns)
+                    model.placed[service, name].setdefault(leaver.shape, [])
                     model.moved[service, name][leaver.shape].append(leaver.moved)
+        model.add_running(service, group, placements)
 
     def _place(
-        self,
-        added: list[Placement],
-        index: int,
-        name: str,
-        option: _Option,
-        places: list[tuple[int, bool]],
-        most: int,
+        self, added: list[Placement], option: _Option, places: list[tuple[int, bool]], most: int
     ) -> None:
-        uppers, columns, shape, fits = self._uppers, option.columns, option.shape, option.fits
-        entered = option.entered
+        model, service, fits = self._model, self._service, self._model.fits(option.wanted)
         for place, spill in places:
             if not fits[place]:
                 continue
-            column = self._first + len(uppers)
-            uppers.append(most)
-            added.append(Placement(index, name, shape, place, spill, column))
-            if not columns:
-                self._model.placed[self._service, name].setdefault(shape, columns)
-            columns.append(column)
+            column = self._first + len(self._uppers)
+            self._uppers.append(most)
+            number = model.next_candidate
+            added.append(Placement(number, option.role, option.shape, place, spill, column))
+            model.placed[service, option.role].setdefault(option.shape, []).append(column)
             if spill:
-                option.spilling.append(column)
-            if place in entered:
-                entered[place].append(column)
-            else:
-                entered[place] = [column]
-                self._model.entered.append((option.wanted, place, entered[place]))
+                model.spilling[service, option.role, option.shape].append(column)
+            where, columns = self._entering[option.wanted]
+            where.append(place)
+            columns.append(column)
 
     def finish(self) -> None:
         """Add the columns of the placements to the program."""
         self._model.program.add_columns(self._uppers)
+        for wanted, (places, columns) in self._entering.items():
+            self._model.enter(wanted, np.array(places, np.int64), np.array(columns, np.int64))
 
 
 def _movable(model: Model, leavers: list[Leaver] | tuple[Leaver, ...], shape: int) -> int:

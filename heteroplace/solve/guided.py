@@ -13,6 +13,8 @@ from copy import copy
 from dataclasses import dataclass, field
 from itertools import groupby
 
+import numpy as np
+
 from heteroplace.decision import Decision
 from heteroplace.formulation.program import Floats
 from heteroplace.formulation.variables import Flow, Model
@@ -126,15 +128,16 @@ class _Guided(GreedyCycle):
         self.wishes: dict[int, list[_Wish]] = defaultdict(list)
         by_candidate: dict[int, _Wish] = {}
         values: list[float] = x.tolist()
-        for placement in model.placements:
-            value = values[placement.column]
-            if value <= NONE:
+        for column in np.flatnonzero(x > NONE).tolist():
+            placement = model.placement_at(column)
+            if placement is None:
                 continue
+            value = values[column]
             wish = by_candidate.get(placement.candidate)
             if wish is None:
-                candidate = model.candidates[placement.candidate]
+                candidate = model.candidate(placement.candidate)
                 wish = _Wish(candidate.running, candidate.domain)
-                switch = model.alive.get(candidate.index)
+                switch = model.switch(candidate.index)
                 if candidate.running is None and switch is not None:
                     wish.share = min(1.0, max(NONE, values[switch]))
                 by_candidate[placement.candidate] = wish
