@@ -79,10 +79,12 @@ class Blocks:
         self.of_column[self.switch] = np.arange(self.count)
         # Columns and weights of the first role of every block, then of the second; their starts.
         self.members, self.weights, self.starts = blocks.columns, blocks.weights, blocks.starts
-        for members, starts in zip(self.members, self.starts, strict=True):
-            self.of_column[members] = np.repeat(np.arange(self.count), np.diff(starts))
+        self._member_block = [np.repeat(np.arange(self.count), np.diff(at)) for at in self.starts]
+        for members, block in zip(self.members, self._member_block, strict=True):
+            self.of_column[members] = block
         numbers = np.repeat(np.arange(self.count), np.diff(blocks.rows))
-        self.of_row[blocks.rows[0] : blocks.rows[-1]] = numbers
+        self.first_row = int(blocks.rows[0])
+        self.of_row[self.first_row :] = numbers
         corners = [hull.corners for hull in blocks.hulls]
         counts = np.array([len(each) for each in corners], np.int64)
         flat = np.array([each for hull in corners for each in hull], np.int64).reshape(-1, 2)
@@ -100,7 +102,7 @@ class Blocks:
         if len(filled):
             cost = reduced[members] / self.weights[role]
             least[filled] = np.minimum.reduceat(cost, starts[filled])
-            block = np.repeat(np.arange(self.count), np.diff(starts))
+            block = self._member_block[role]
             at = np.flatnonzero(cost == least[block])
             place[block[at][::-1]] = at[::-1]
         return least, place
@@ -137,9 +139,11 @@ class LazyRelaxation:
         self._model = model
         self._scale = 1.0
         self._factors = row_factors(arrays.starts, arrays.coefficients)
-        self._by_column = np.argsort(arrays.columns, kind="stable")
-        counts = np.bincount(arrays.columns, minlength=len(arrays.upper))
-        self._column_starts = starts_of(counts)
+        # Rows of blocks come last; their entries are not looked at.
+        self._entries = int(arrays.starts[self.blocks.first_row])
+        columns = arrays.columns[: self._entries]
+        self._by_column = np.argsort(columns, kind="stable")
+        self._column_starts = starts_of(np.bincount(columns, minlength=len(arrays.upper)))
         self._closed = np.zeros(len(arrays.upper), bool)
         self._shared = np.flatnonzero(self.blocks.of_row < 0)
         self._place = np.full(len(arrays.row_lower), -1, np.int64)
@@ -398,8 +402,9 @@ class LazyRelaxation:
         values[shared] = value
         cost = np.zeros(len(arrays.upper))
         cost[step.columns] = step.coefficients
-        columns = [arrays.columns, *(cap.columns for cap in rows)]
-        paid: list[Floats] = [arrays.coefficients * prices[arrays.row_of_entry]]
+        shown = slice(self._entries)
+        columns = [arrays.columns[shown], *(cap.columns for cap in rows)]
+        paid: list[Floats] = [arrays.coefficients[shown] * prices[arrays.row_of_entry[shown]]]
         capped = []
         for cap in rows:
             top = min(0.0, float(dual[cap.row]) * cap.factor)
