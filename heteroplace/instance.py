@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from heteroplace.errors import InputError
 from heteroplace.faults import faults
 from heteroplace.files import MAX_BYTES, read_bytes, refuse_duplicate_keys, validated
+from heteroplace.garbage import uncollected
 from heteroplace.quantity import NonNegative, Positive
 
 Name = Annotated[str, Field(min_length=1, max_length=256, strict=True)]
@@ -427,8 +428,9 @@ class Instance(Noun):
         InputError
             If the text is not JSON or not a valid instance.
         """
-        instance = validated(lambda: cls.model_validate_json(text), source)
-        refuse_duplicate_keys(text, source)
+        with uncollected():
+            instance = validated(lambda: cls.model_validate_json(text), source)
+            refuse_duplicate_keys(text, source)
         return instance
 
     @classmethod

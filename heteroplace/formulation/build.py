@@ -230,9 +230,7 @@ def _placed(
 ) -> list[tuple[Candidate | None, str, int, tuple[int, ...]]]:
     """Candidate, role, shape and nodes of every added and moved instance."""
     of_group = {
-        candidate.running: candidate
-        for candidate in model.running
-        if candidate.running is not None
+        candidate.running: candidate for candidate in model.running if candidate.running is not None
     }
     candidates: dict[int, Candidate | None] = {
         group: of_group.get(group) for group in range(len(model.instance.running))
@@ -349,8 +347,11 @@ def _fill(model: Model, x: list[int], arrivals: dict[int, list[int]]) -> None:
         x[column] = int(bool(arrivals.get(node)))
     for pool in model.pools.values():
         pool.hint(arrivals, x)
-    for switch in model.program.group_blocks.opened(np.array(x, np.int64)).tolist():
+    placed = np.array(x, np.int64)
+    for switch in model.program.group_blocks.opened(placed).tolist():
         x[switch] = 1
+    for column, total in model.summed(placed):
+        x[column] = total
     for derived in model.derived:
         value = derived.constant + sum(a * x[column] for column, a in derived.terms)
         value = int(value > 0) if derived.switch else max(0, value)

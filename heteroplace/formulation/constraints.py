@@ -294,9 +294,7 @@ def delivered(model: Model, candidate: Candidate, role: str) -> tuple[Terms, int
 
 def counted(model: Model, candidate: Candidate, role: str) -> tuple[Terms, int]:
     """Delivering instances of a role in a group: columns and constant."""
-    terms = [
-        (placement.column, 1) for placement in model.placements_of(candidate.index, role)
-    ]
+    terms = [(placement.column, 1) for placement in model.placements_of(candidate.index, role)]
     if candidate.running is None:
         return terms, 0
     for leaver in model.leavers_of.get((candidate.running, role), ()):
@@ -506,26 +504,27 @@ def _open_by_hulls(model: Model, number: int) -> None:
     hull = np.zeros(len(groups), np.int64)
     placed = groups.columns >= 0
     weights = np.zeros(placed.shape, np.int64)
-    kinds = np.array([(names.index(kind.role), kind.shape) for kind in groups.kinds], np.int64)
-    shapes = sorted({(role, shape) for role, shape in kinds.tolist()})
-    has = [placed[:, (kinds == each).all(axis=1)].any(axis=1).astype(np.int64) for each in shapes]
+    parts = groups.shapes
+    has = [np.array(placed[:, part].any(axis=1), np.int64) for part in parts.values()]
     patterns, pattern = _distinct(has, len(groups))
     for at, there in enumerate(patterns):
         mine = np.flatnonzero(pattern == at)
-        present = [each for each, some in zip(shapes, there, strict=True) if some]
+        present = [each for each, some in zip(parts, there, strict=True) if some]
         openings = [
-            finder.opening(name, tuple(shape for role, shape in present if role == place))
-            for place, name in enumerate(names)
+            finder.opening(name, tuple(shape for role, shape in present if role == name))
+            for name in names
         ]
-        for column, (role, shape) in enumerate(kinds.tolist()):
-            weights[mine, column] = openings[role].weights.get(shape, 0)
+        for (role, shape), part in parts.items():
+            weight = openings[names.index(role)].weights.get(shape, 0)
+            weights[mine, part] = weight
         hull[mine] = finder.hulls_of(openings, groups.domains[mine])
     sides = []
-    for place in range(len(names)):
-        inside = kinds[:, 0] == place
+    for name in names:
+        own = [part for (role, _), part in parts.items() if role == name]
+        inside = slice(own[0].start, own[-1].stop)
         chosen = placed[:, inside]
-        columns, weight = groups.columns[:, inside][chosen], weights[:, inside][chosen]
-        sides.append((chosen.sum(axis=1), columns, weight))
+        columns, weight_of = groups.columns[:, inside][chosen], weights[:, inside][chosen]
+        sides.append((chosen.sum(axis=1), columns, weight_of))
     program.blocks.add(number, np.array(switches, np.int64), sides, finder.hulls, hull)
 
 
@@ -552,23 +551,20 @@ class _Hulls:
     def hulls_of(self, openings: list[_Opening], domains: Ints) -> Ints:
         """Place in ``hulls`` of the hull of a group in each of some domains."""
         model = self._model
-        prints = [wanted for opening in openings for wanted, _ in opening.prints]
+        known = [opening.reach(model, domains) for opening in openings]
         both = _room_of_both(model, openings, self._most)
-        rooms = [model.rooms(wanted, domains) for wanted in prints]
-        if both is not None and both.block is not None:
-            rooms.append(model.unit_rooms(*both.block)[domains])
-        distinct, inverse = _distinct(rooms, len(domains))
+        if both is not None:
+            room = both.room(model, domains)
+            # Where both roles at their most have room, the hull is the same as without the row.
+            short = both.one * known[0] + both.other * known[1] > room
+            known.append(np.where(short, room + 1, 0))
+        distinct, inverse = _distinct(known, len(domains))
         found = []
         for row in distinct:
-            left = iter(row)
-            reach = [opening.reach([next(left) for _ in opening.prints]) for opening in openings]
             shared = None
-            if both is not None:
-                room = both.most if both.block is None else next(left)
-                # Where both roles at their most have room, the hull is the same as without the row.
-                if both.one * reach[0] + both.other * reach[1] > room:
-                    shared = (both.one, both.other, room)
-            found.append(self._hull(openings, reach, shared))
+            if both is not None and row[-1]:
+                shared = (both.one, both.other, row[-1] - 1)
+            found.append(self._hull(openings, row[: len(openings)], shared))
         return np.array(found, np.int64)[inverse]
 
     def _hull(
@@ -603,15 +599,17 @@ def _distinct(columns: list[Ints], number: int) -> tuple[list[list[int]], Ints]:
     codes = 1
     for column in columns:
         most = int(column.max()) + 1
+        if most == int(column.min()) + 1:
+            continue
         if codes * most > INFINITE:
             values, code = np.unique(code, return_inverse=True)
             codes = len(values)
         code = code * most + column
         codes *= most
+    if codes == 1:
+        return [[int(column[0]) for column in columns]], code
     _, first, place = np.unique(code, return_index=True, return_inverse=True)
-    rows: list[list[int]] = [[]]
-    if columns:
-        rows = np.stack(columns, axis=1)[first].tolist()
+    rows: list[list[int]] = np.stack(columns, axis=1)[first].tolist()
     return rows, place
 
 
@@ -641,10 +639,14 @@ class _Opening:
         """Most units that may be added."""
         return self.most // self.unit
 
-    def reach(self, rooms: list[int]) -> int:
-        """Most units where there is room for so many instances of each footprint."""
-        room = sum(map(mul, rooms, [grains for _, grains in self.prints]))
-        return min(room, self.most) // self.unit
+    def reach(self, model: Model, domains: Ints) -> Ints:
+        """Most units that each of some domains has room for."""
+        room = np.zeros(len(domains), np.int64)
+        for wanted, grains in self.prints:
+            # More instances than that many are too many anyway.
+            most = -(-self.most // grains)
+            room += np.minimum(model.rooms(wanted, domains), most) * grains
+        return np.minimum(room, self.most) // self.unit
 
 
 def _opening(
@@ -674,6 +676,12 @@ class _Both:
     other: int
     most: int
     block: tuple[str, int] | None
+
+    def room(self, model: Model, domains: Ints) -> Ints:
+        """That number in each of some domains."""
+        if self.block is None:
+            return np.full(len(domains), self.most, np.int64)
+        return model.unit_rooms(*self.block)[domains]
 
 
 def _room_of_both(model: Model, openings: list[_Opening], most: int | None) -> _Both | None:
@@ -749,9 +757,7 @@ def _shared_room(
         now = sum(counted(model, candidate, name)[1] for name in names)
         # What one role loses leaves room for the other.
         return 1, 1, max(most, now) - now - first.low - second.low
-    shapes = [
-        {each.shape for each in model.placements_of(candidate.index, name)} for name in names
-    ]
+    shapes = [{each.shape for each in model.placements_of(candidate.index, name)} for name in names]
     if [len(each) for each in shapes] != [1, 1]:
         return None
     left, right = (
@@ -859,7 +865,7 @@ def _added(model: Model, service: int, role: str, demand: Demand) -> dict[int, i
             signs = [1] * len(entering) + [-1] * len(leaving)
             program.distinct_row("target", [*columns, count], [*signs, -1], lower=0, upper=0)
             model.counts[service, role, shape] = count
-            model.derive(count, list(zip(columns, signs, strict=True)))
+            model.sums.append((count, columns, signs))
     return added
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from math import gcd
 
 Point = tuple[int, int]
@@ -167,8 +168,15 @@ def _corners(points: list[Point]) -> list[Point]:
     """Corners of the hull, counter-clockwise (Andrew's monotone chain)."""
     if len(points) <= 2:
         return points
-    lower, upper = _chain(points), _chain(points[::-1])
-    return lower[:-1] + upper[:-1]
+    # Of those one above the other only the ends can be corners.
+    lowest = [point for before, point in pairwise(points) if point[0] != before[0]]
+    highest = [point for point, after in pairwise(points) if point[0] != after[0]]
+    lower, upper = _chain([points[0], *lowest]), _chain([points[-1], *reversed(highest)])
+    if upper[0] == lower[-1]:
+        upper = upper[1:]
+    if upper and upper[-1] == lower[0]:
+        upper.pop()
+    return lower + upper
 
 
 def _chain(points: list[Point]) -> list[Point]:

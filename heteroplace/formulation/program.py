@@ -188,16 +188,24 @@ class BlockList:
         lengths = counts[hull]
         of_row = np.repeat(np.arange(len(self)), lengths)
         a, b, c, equal = flat[ranges(starts_of(counts), hull)].T
-        number = np.arange(len(of_row))
-        parts = [(number, switch[of_row], -c)]
+        # A row has its switch first, then the columns of either role, none of them with a 0.
+        widths = [np.where(c != 0, 1, 0)]
         for role, factor in enumerate((a, b)):
-            row = np.repeat(number, np.diff(starts[role])[of_row])
-            at = ranges(starts[role], of_row)
-            parts.append((row, columns[role][at], weights[role][at] * factor[row]))
-        row, column, value = (np.concatenate(each) for each in zip(*parts, strict=True))
-        kept = value != 0
-        row, column, value = row[kept], column[kept], value[kept]
-        order = np.argsort(row, kind="stable")
+            widths.append(np.where(factor != 0, np.diff(starts[role])[of_row], 0))
+        stops = np.cumsum(sum(widths))
+        column = np.zeros(int(stops[-1]) if len(stops) else 0, np.int64)
+        value = np.zeros(len(column), np.int64)
+        place = stops - sum(widths)
+        chosen = np.flatnonzero(c)
+        column[place[chosen]], value[place[chosen]] = switch[of_row[chosen]], -c[chosen]
+        for role, factor in enumerate((a, b)):
+            place = place + widths[role]
+            row = np.flatnonzero(widths[role + 1])
+            at = ranges(starts[role], of_row[row])
+            width = widths[role + 1][row]
+            inside = np.repeat(place[row] - starts[role][of_row[row]], width) + at
+            column[inside] = columns[role][at]
+            value[inside] = weights[role][at] * np.repeat(factor[row], width)
         blocks = GroupBlocks(
             joined(self.owners),
             switch,
@@ -209,11 +217,11 @@ class BlockList:
             first + starts_of(lengths),
         )
         rows = Rows(
-            np.cumsum(np.bincount(row, minlength=len(number))),
-            column[order],
-            value[order],
+            stops,
+            column,
+            value,
             np.where(equal, 0, -INFINITE),
-            np.zeros(len(number), np.int64),
+            np.zeros(len(of_row), np.int64),
         )
         return blocks, rows
 
@@ -363,30 +371,50 @@ class Program:
         nonnegative
             As in :class:`ProgramStep`.
         """
-        # Few coefficients occur, in many columns: rational arithmetic is for those few only.
         shares: list[Share] = (
             [(value, (column,)) for column, value in terms.items()]
             if isinstance(terms, Mapping)
             else list(terms)
         )
+        shares = [(value, columns) for value, columns in shares if value and len(columns)]
         scale = lcm(constant.denominator, *{value.denominator for value, _ in shares})
-        sums: dict[int, int] = {}
-        for value, columns in shares:
-            whole = value.numerator * (scale // value.denominator)
-            for column in columns:
-                sums[column] = sums.get(column, 0) + whole
+        # Few coefficients occur, in many columns: rational arithmetic is for those few only.
+        numbers: dict[int, int] = {}
+        of_share = [
+            numbers.setdefault(value.numerator * (scale // value.denominator), len(numbers))
+            for value, _ in shares
+        ]
+        wholes = list(numbers)
+        parts = [np.array(columns, np.int64) for _, columns in shares]
+        flat = np.concatenate([np.zeros(0, np.int64), *parts])
+        share = np.repeat(np.array(of_share, np.int64), [len(part) for part in parts])
+        order = np.argsort(flat, kind="stable")
+        share = share[order]
+        columns, first, times = np.unique(flat[order], return_index=True, return_counts=True)
+        # Each column's coefficient by its place among the few that occur.
+        values, place = list(wholes), share[first]
+        for nth in range(1, int(times.max(initial=1))):
+            again = np.flatnonzero(times > nth)
+            pair = place[again] * len(wholes) + share[first[again] + nth]
+            pairs, which = np.unique(pair, return_inverse=True)
+            place[again] = len(values) + which
+            values += [
+                values[each // len(wholes)] + wholes[each % len(wholes)] for each in pairs.tolist()
+            ]
+        kept = np.array([value != 0 for value in values], bool)[place]
+        columns, place = columns[kept], place[kept]
+        used = np.unique(place).tolist()
         offset = constant.numerator * (scale // constant.denominator)
-        distinct = set(sums.values())
-        divisor = gcd(offset, *distinct) or scale
-        unscaled = {value: value // divisor for value in distinct}
-        exact = {column: unscaled[value] for column, value in sums.items() if value}
-        most = [self.upper[column] for column in exact]
-        reach = sum(map(mul, map(abs, exact.values()), most))
+        divisor = gcd(offset, *(values[each] for each in used)) or scale
+        values = [value // divisor for value in values]
+        exact = tuple(map(values.__getitem__, place.tolist()))
+        upper = np.array(list(map(self.upper.__getitem__, columns.tolist())), dtype=object)
+        reach = sum(abs(values[each]) * int(upper[place == each].sum()) for each in used)
         self.steps.append(
             ProgramStep(
                 name=name,
-                columns=np.fromiter(exact, np.int64, len(exact)),
-                exact=tuple(exact.values()),
+                columns=columns,
+                exact=exact,
                 constant=offset // divisor,
                 unit=Fraction(divisor, scale),
                 quantum=reach // LARGEST_REACH + 1,

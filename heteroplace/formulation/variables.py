@@ -11,6 +11,7 @@ from bisect import bisect_right
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from fractions import Fraction
+from functools import cached_property
 from math import ceil, gcd, lcm
 
 import numpy as np
@@ -18,7 +19,7 @@ import numpy as np
 from heteroplace.footprint import Block, Footprint, footprint
 from heteroplace.formulation.hull import Hull
 from heteroplace.formulation.packing import Pool
-from heteroplace.formulation.program import Flags, Ints, Program
+from heteroplace.formulation.program import Flags, Ints, Program, starts_of
 from heteroplace.formulation.state import RunningState, read_running
 from heteroplace.instance import Instance, Role, Service, Shape
 from heteroplace.topology import ROOT, TreeView
@@ -133,7 +134,7 @@ class NewGroups:
     domains, homes, copies
         As for :class:`Candidate`; home -1 for none.
     kinds
-        What they may get.
+        What they may get; those of one shape stand together, and those of one role.
     columns
         Column of every group and kind (groups x kinds); -1 for none. They count up along the rows.
     switches
@@ -161,6 +162,15 @@ class NewGroups:
 
     def __len__(self) -> int:
         return len(self.domains)
+
+    @property
+    def shapes(self) -> dict[tuple[str, int], slice]:
+        """Which of the kinds are of a role and shape."""
+        first: dict[tuple[str, int], int] = {}
+        for at, kind in enumerate(self.kinds):
+            first.setdefault((kind.role, kind.shape), at)
+        ends = [*list(first.values())[1:], len(self.kinds)]
+        return {key: slice(at, end) for (key, at), end in zip(first.items(), ends, strict=True)}
 
     def candidate(self, number: int) -> Candidate:
         """One of them, by its number among all candidates."""
@@ -372,6 +382,8 @@ class Model:
     unmet: dict[tuple[int, str], int] = field(default_factory=dict)
     counts: dict[tuple[int, str, int], int] = field(default_factory=dict)
     derived: list[Derived] = field(default_factory=list)
+    # Columns that are sums: of which, and with which signs.
+    sums: list[tuple[int, list[int], list[int]]] = field(default_factory=list)
     absences: list[tuple[int, int, Terms, int]] = field(default_factory=list)
     repair_terms: dict[int, Fraction] = field(default_factory=dict)
     repair_constant: Fraction = ZERO
@@ -410,6 +422,23 @@ class Model:
     def derive(self, column: int, terms: Terms, constant: int = 0, *, switch: bool = False) -> None:
         """Record that a column is at least ``constant + terms`` (or 1 when that is above 0)."""
         self.derived.append(Derived(column, tuple(terms), constant, switch))
+
+    def summed(self, x: Ints) -> list[tuple[int, int]]:
+        """The columns of ``sums`` and what they are where the others are as in a solution."""
+        if not self.sums:
+            return []
+        columns, signs, starts = self._summands
+        totals = np.add.reduceat(signs * x[columns], starts[:-1]).tolist()
+        return list(zip([column for column, _, _ in self.sums], totals, strict=True))
+
+    @cached_property
+    def _summands(self) -> tuple[Ints, Ints, Ints]:
+        _, columns, signs = zip(*self.sums, strict=True)
+        return (
+            np.array([each for part in columns for each in part], np.int64),
+            np.array([each for part in signs for each in part], np.int64),
+            starts_of(np.array([len(part) for part in columns], np.int64)),
+        )
 
     def repair(self, column: int, weight: Fraction) -> None:
         """Add a term to the ``repair`` step."""
@@ -823,16 +852,15 @@ def _add_new_groups(model: Model, service: int, options: list[_Option]) -> None:
     columns[mask] = np.arange(start, start + int(mask.sum()))
     most = np.broadcast_to(np.array(uppers, np.int64), mask.shape)[mask]
     model.program.add_columns(most.tolist())
+    groups = NewGroups(service, model.next_candidate, domains, homes, copies, tuple(kinds), columns)
+    model.add_new(groups)
+    parts = groups.shapes
     for option in options:
-        mine = [
-            at
-            for at, kind in enumerate(kinds)
-            if (kind.role, kind.shape) == (option.role, option.shape)
-        ]
-        counted = columns[:, mine][mask[:, mine]].tolist()
+        part = parts[option.role, option.shape]
+        counted = columns[:, part][mask[:, part]].tolist()
         if counted:
             model.placed[service, option.role].setdefault(option.shape, []).extend(counted)
-        for at in mine:
+        for at in range(part.start, part.stop):
             chosen = mask[:, at]
             found = columns[chosen, at]
             if not len(found):
@@ -841,9 +869,6 @@ def _add_new_groups(model: Model, service: int, options: list[_Option]) -> None:
                 model.spilling[service, option.role, option.shape].extend(found.tolist())
             places = homes if kinds[at].home else domains
             model.enter(option.wanted, places[chosen], found)
-    model.add_new(
-        NewGroups(service, model.next_candidate, domains, homes, copies, tuple(kinds), columns)
-    )
 
 
 def _new_groups(model: Model, service: int, options: list[_Option]) -> tuple[Ints, Ints, Ints]:
