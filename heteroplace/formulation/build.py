@@ -54,9 +54,9 @@ def _name_owners(model: Model) -> None:
         if groups.switches is not None:
             owned.append((range(groups.switches, groups.switches + len(groups)), service))
     for column, placement in model.placements.items():
-        owners[column] = model.candidate(placement.candidate).service
+        owners[column] = model.service_of(placement.candidate)
     for number, column in model.alive.items():
-        owners[column] = model.candidate(number).service
+        owners[column] = model.service_of(number)
     for (service, _, _), column in model.counts.items():
         owners[column] = service
     for (service, _), column in model.unmet.items():
@@ -96,11 +96,9 @@ def extract(model: Model, solution: Ints) -> Decision:
         A valid decision with the solution's objective, or better.
     """
     x: list[int] = solution.tolist()
-    placed = [model.placement_at(column) for column in np.flatnonzero(solution).tolist()]
     tokens = [
         _Token(placement)
-        for placement in placed
-        if placement is not None
+        for placement in model.placements_at(np.flatnonzero(solution))
         for _ in range(x[placement.column])
     ]
     _route(model, x, tokens)
@@ -158,7 +156,7 @@ def _decide(model: Model, x: list[int], tokens: list[_Token]) -> Decision:
     placed: dict[tuple[int, str, int], deque[tuple[int, ...]]] = defaultdict(deque)
     for token in tokens:
         at = token.placement
-        shape = model.shape(model.candidate(at.candidate).service, at.role, at.shape)
+        shape = model.shape(model.service_of(at.candidate), at.role, at.shape)
         placed[at.candidate, at.role, at.shape].append(pod_nodes(shape, token.nodes))
     number = {
         candidate.running: candidate.index

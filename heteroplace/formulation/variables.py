@@ -471,7 +471,7 @@ class Model:
 
     def print_of(self, placement: Placement) -> Wanted:
         """Footprint of what is placed."""
-        service = self.candidate(placement.candidate).service
+        service = self.service_of(placement.candidate)
         return self.prints[service, placement.role, placement.shape]
 
     def add_running(self, service: int, group: int, placements: dict[str, list[Placement]]) -> None:
@@ -507,6 +507,11 @@ class Model:
         known = self._by_number.get(number)
         return self._group_of(number).candidate(number) if known is None else known
 
+    def service_of(self, candidate: int) -> int:
+        """Number of the service of a candidate."""
+        known = self._by_number.get(candidate)
+        return self._group_of(candidate).service if known is None else known.service
+
     def candidates_of(self, service: int) -> list[Candidate]:
         """All candidates of a service, the running ones first."""
         groups = self.new_groups.get(service)
@@ -523,16 +528,19 @@ class Model:
             return self._placements_of.get((candidate, role), [])
         return self._group_of(candidate).placements(candidate, role)
 
-    def placement_at(self, column: int) -> Placement | None:
-        """What a column places; null when it is another kind of column."""
-        known = self.placements.get(column)
-        if known is not None:
-            return known
-        found, _, columns = self._new
-        at = bisect_right(columns, column) - 1
-        if at < 0 or column not in found[at].placed:
-            return None
-        return found[at].placement(column)
+    def placements_at(self, columns: Ints) -> list[Placement]:
+        """What some columns place, those that place something."""
+        found, _, starts = self._new
+        at = np.searchsorted(np.array(starts, np.int64), columns, side="right") - 1
+        stops = np.array([each.placed.stop for each in found] + [0], np.int64)
+        new = columns < stops[at]
+        placements = []
+        for column, group, inside in zip(columns.tolist(), at.tolist(), new.tolist(), strict=True):
+            if inside:
+                placements.append(found[group].placement(column))
+            elif column in self.placements:
+                placements.append(self.placements[column])
+        return placements
 
     def switch(self, candidate: int) -> int | None:
         """Column that is 1 when a candidate delivers anything, if there is one."""

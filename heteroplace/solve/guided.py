@@ -128,11 +128,8 @@ class _Guided(GreedyCycle):
         self.wishes: dict[int, list[_Wish]] = defaultdict(list)
         by_candidate: dict[int, _Wish] = {}
         values: list[float] = x.tolist()
-        for column in np.flatnonzero(x > NONE).tolist():
-            placement = model.placement_at(column)
-            if placement is None:
-                continue
-            value = values[column]
+        for placement in model.placements_at(np.flatnonzero(x > NONE)):
+            value = values[placement.column]
             wish = by_candidate.get(placement.candidate)
             if wish is None:
                 candidate = model.candidate(placement.candidate)
