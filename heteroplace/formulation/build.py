@@ -249,10 +249,10 @@ def _match_new_groups(model: Model, decision: Decision) -> dict[int, Candidate |
     free: dict[tuple[int, int], list[Candidate]] = {}
     for service, domain in dict.fromkeys(decision.new_groups):
         groups = model.new_groups.get(service)
-        there = () if groups is None else np.flatnonzero(groups.domains == domain).tolist()
-        free[service, domain] = [
-            model.candidate(groups.first + place) for place in there if groups is not None
-        ]
+        free[service, domain] = []
+        if groups is not None:
+            there = np.flatnonzero(groups.domains == domain) + groups.first
+            free[service, domain] = [model.candidate(number) for number in there.tolist()]
     members: dict[int, list[Added]] = defaultdict(list)
     for added in decision.added:
         members[added.group].append(added)

@@ -1,7 +1,8 @@
 """The constraints of docs/problem.md, one unit each, in the order they are added.
 
 A unit adds its columns and rows to the model. Columns that follow from the shared decisions are
-also recorded there (``Model.derived``), so that a plan can be turned into a complete solution.
+also recorded there (``Model.derived``, ``Model.sums``): from them a plan is turned into a complete
+solution.
 """
 
 from __future__ import annotations
@@ -500,7 +501,7 @@ def _open_by_hulls(model: Model, number: int) -> None:
     program = model.program
     switches = program.add_columns([1] * len(groups))
     groups.switches = switches.start
-    finder = _Hulls(model, groups, names)
+    finder = _Hulls(model, groups)
     hull = np.zeros(len(groups), np.int64)
     placed = groups.columns >= 0
     weights = np.zeros(placed.shape, np.int64)
@@ -531,7 +532,7 @@ def _open_by_hulls(model: Model, number: int) -> None:
 class _Hulls:
     """Hulls of the new groups of one service, each made once."""
 
-    def __init__(self, model: Model, groups: NewGroups, names: tuple[str, ...]) -> None:
+    def __init__(self, model: Model, groups: NewGroups) -> None:
         self._model = model
         self._service = groups.service
         self._bands = _bands(model, groups.service)
@@ -587,6 +588,7 @@ class _Hulls:
         key = (tuple(self._bands), *(each.key for each in changes), shared)
         hull = known.get(key)
         if hull is None:
+            self._model.program.check_time()
             second = changes[1] if len(changes) > 1 else None
             points = reachable(changes[0], second, self._bands, shared)
             hull = known[key] = Hull.of(points - {(0, 0)})
@@ -603,7 +605,8 @@ def _distinct(columns: list[Ints], number: int) -> tuple[list[list[int]], Ints]:
             continue
         if codes * most > INFINITE:
             values, code = np.unique(code, return_inverse=True)
-            codes = len(values)
+            kinds, column = np.unique(column, return_inverse=True)
+            codes, most = len(values), len(kinds)
         code = code * most + column
         codes *= most
     if codes == 1:
@@ -643,10 +646,11 @@ class _Opening:
         """Most units that each of some domains has room for."""
         room = np.zeros(len(domains), np.int64)
         for wanted, grains in self.prints:
+            weight = grains // self.unit
             # More instances than that many are too many anyway.
-            most = -(-self.most // grains)
-            room += np.minimum(model.rooms(wanted, domains), most) * grains
-        return np.minimum(room, self.most) // self.unit
+            room += np.minimum(model.rooms(wanted, domains), self.high // weight + 1) * weight
+            room = np.minimum(room, self.high)
+        return room
 
 
 def _opening(

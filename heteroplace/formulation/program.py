@@ -408,8 +408,8 @@ class Program:
         divisor = gcd(offset, *(values[each] for each in used)) or scale
         values = [value // divisor for value in values]
         exact = tuple(map(values.__getitem__, place.tolist()))
-        upper = np.array(list(map(self.upper.__getitem__, columns.tolist())), dtype=object)
-        reach = sum(abs(values[each]) * int(upper[place == each].sum()) for each in used)
+        upper = map(self.upper.__getitem__, columns.tolist())
+        reach = sum(map(mul, map(abs, exact), upper))
         self.steps.append(
             ProgramStep(
                 name=name,

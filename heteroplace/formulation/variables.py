@@ -139,6 +139,8 @@ class NewGroups:
         Column of every group and kind (groups x kinds); -1 for none. They count up along the rows.
     switches
         Column that opens the first; null where no hulls describe them. The others follow.
+    placed
+        All columns of ``columns``.
     """
 
     service: int
@@ -149,12 +151,12 @@ class NewGroups:
     kinds: tuple[Kind, ...]
     columns: Ints
     switches: int | None = None
+    placed: range = range(0)
 
     def __post_init__(self) -> None:
         flat = self.columns.ravel()
         # Where the columns are, in their order.
         self._cells = np.flatnonzero(flat >= 0)
-        self.placed = range(0)
         if len(self._cells):
             start = int(flat[self._cells[0]])
             self.placed = range(start, start + len(self._cells))

@@ -31,7 +31,8 @@ MERGED_SHARE = 0.4
 # Where branch and bound would not come far, most of the time is better spent on the plan.
 PROOF_PACE = 4e-4
 HASTY_SHARE = 0.6
-HURRIED_SHARE = 0.9
+# In haste the plan is improved for about that share of the time, all phases together.
+HURRIED_SHARE = 0.8
 UNMET_SHARE = 0.8
 # Where the whole program is minimised in haste, branch and bound keeps a little.
 WHOLE_SHARE = 0.8
@@ -288,11 +289,12 @@ class _Walker:
         seconds = self.seconds(1.0)
         if seconds is not None:
             haste = HASTY_SHARE if self.engine.polishes else WHOLE_SHARE
+            # No less than where less time would make haste, which goes on to the end there.
+            least = (HURRIED_SHARE if self.engine.polishes else WHOLE_SHARE) * self.proof_seconds
             if self.hasty(seconds):
                 seconds *= haste
             else:
-                # No less than where it had to be done in haste: more time is not to worsen a plan.
-                seconds = max(MERGED_SHARE * seconds, self.proof_seconds * HURRIED_SHARE)
+                seconds = max(MERGED_SHARE * seconds, least)
         self.improve(first, start, seconds)
 
     def improve(self, first: int, start: Ints | None, seconds: float | None) -> None:

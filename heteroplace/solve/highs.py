@@ -88,6 +88,8 @@ class HighsEngine:
         step = merged(steps, self._arrays)
         regrets = self._regrets.raised(step, steps[:-1])
         found: list[Ints] = []
+        # As with relaxations, a thread that is left behind keeps what it uses.
+        drawing, self._drawing = self._drawing, Drawing(self._profile.seed)
 
         def work() -> None:
             for better in polish(
@@ -98,10 +100,11 @@ class HighsEngine:
                 regrets,
                 lambda part, held, limit: self._restricted(part, step, steps[-1], held, limit),
                 deadline,
-                self._drawing,
+                drawing,
                 self._workers(seconds),
             ):
                 found.append(better)
+            self._drawing = drawing
 
         within(seconds, work)
         return list(found)

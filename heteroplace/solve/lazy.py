@@ -74,7 +74,6 @@ class Blocks:
         assert blocks is not None
         self.count = len(blocks)
         self.of_column = np.full(len(arrays.upper), -1, np.int64)
-        self.of_row = np.full(len(arrays.row_lower), -1, np.int64)
         self.owner, self.switch = blocks.owner, blocks.switch
         self.of_column[self.switch] = np.arange(self.count)
         # Columns and weights of the first role of every block, then of the second; their starts.
@@ -82,9 +81,7 @@ class Blocks:
         self._member_block = [np.repeat(np.arange(self.count), np.diff(at)) for at in self.starts]
         for members, block in zip(self.members, self._member_block, strict=True):
             self.of_column[members] = block
-        numbers = np.repeat(np.arange(self.count), np.diff(blocks.rows))
         self.first_row = int(blocks.rows[0])
-        self.of_row[self.first_row :] = numbers
         corners = [hull.corners for hull in blocks.hulls]
         counts = np.array([len(each) for each in corners], np.int64)
         flat = np.array([each for hull in corners for each in hull], np.int64).reshape(-1, 2)
@@ -145,9 +142,7 @@ class LazyRelaxation:
         self._by_column = np.argsort(columns, kind="stable")
         self._column_starts = starts_of(np.bincount(columns, minlength=len(arrays.upper)))
         self._closed = np.zeros(len(arrays.upper), bool)
-        self._shared = np.flatnonzero(self.blocks.of_row < 0)
-        self._place = np.full(len(arrays.row_lower), -1, np.int64)
-        self._place[self._shared] = np.arange(len(self._shared))
+        self._shared = np.arange(self.blocks.first_row)
         self._free = np.flatnonzero(self.blocks.of_column < 0)
         self._free_place = np.full(len(arrays.upper), -1, np.int64)
         self._free_place[self._free] = np.arange(len(self._free))
@@ -197,14 +192,12 @@ class LazyRelaxation:
         part = np.repeat(np.arange(len(columns)), np.diff(self._column_starts)[columns])
         row = self.arrays.row_of_entry[entries]
         value = self.arrays.coefficients[entries] * counts[part] * self._factors[row]
-        place, owner_of = self._place[row], owner[part]
-        kept = place >= 0
-        place, value, owner_of = place[kept], value[kept], owner_of[kept]
+        owner_of = owner[part]
         # Two parts of one owner may meet in a row.
-        order = np.lexsort((place, owner_of))
-        place, value, owner_of = place[order], value[order], owner_of[order]
-        first = np.ones(len(place), bool)
-        first[1:] = (place[1:] != place[:-1]) | (owner_of[1:] != owner_of[:-1])
+        order = np.lexsort((row, owner_of))
+        row, value, owner_of = row[order], value[order], owner_of[order]
+        first = np.ones(len(row), bool)
+        first[1:] = (row[1:] != row[:-1]) | (owner_of[1:] != owner_of[:-1])
         at = np.flatnonzero(first)
         if len(at):
             value = np.add.reduceat(value, at)
@@ -215,7 +208,7 @@ class LazyRelaxation:
             upper.astype(float),
             len(at),
             np.searchsorted(owner_of[at], np.arange(len(upper))),
-            place[at],
+            row[at],
             value,
         )
 

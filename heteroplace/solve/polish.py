@@ -179,7 +179,8 @@ def polish(
         How neighbourhoods are drawn.
     workers
         Neighbourhoods searched at a time, of different services. They are taken in the order in
-        which they began, whichever ends first: with more time the same is found, and more.
+        which they began: what is found does not depend on which ends first, as long as none is cut
+        off.
 
     Yields
     ------
@@ -195,12 +196,10 @@ def polish(
         return minimise(attempt.part, attempt.caps, seconds)
 
     pool = ThreadPoolExecutor(workers, "heteroplace-polish")
-    # One more than workers, so that none of them waits for the oldest.
-    most = workers
     running: deque[tuple[_Try, Future[tuple[Ints | None, bool]]]] = deque()
     try:
         while True:
-            while len(running) < most and not search.ended(deadline):
+            while len(running) < workers and not search.ended(deadline):
                 attempt = search.next([each.chosen for each, _ in running])
                 if attempt is None:
                     break
@@ -208,7 +207,11 @@ def polish(
             if not running:
                 return
             attempt, future = running.popleft()
-            if search.take(attempt, *future.result()):
+            found, exhausted = future.result()
+            if deadline is None or exhausted or time.monotonic() < deadline:
+                # How far one came that the end cut off says nothing of its size.
+                search.resize(attempt, exhausted)
+            if search.take(attempt, found, exhausted):
                 yield search.best
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
@@ -290,14 +293,17 @@ class _Search:
         self.weight[self.regrets.elsewhere(self.best)] += ELSEWHERE * typical
         self.promising = self.regrets.promising(self.best)
 
-    def take(self, attempt: _Try, found: Ints | None, exhausted: bool) -> bool:
-        """Learn from a neighbourhood; whether there is a better solution now."""
-        self.idle += 1
+    def resize(self, attempt: _Try, exhausted: bool) -> None:
+        """Draw more services the next time, or fewer if the search did not come to its end."""
         sizes, reach, services = self.drawing.size, attempt.reach, float(self.regrets.services)
         if exhausted:
             sizes[reach] = min(services, sizes[reach] * GROWTH)
         else:
             sizes[reach] = max(float(SMALLEST_SIZE), sizes[reach] / GROWTH)
+
+    def take(self, attempt: _Try, found: Ints | None, exhausted: bool) -> bool:
+        """Take what a neighbourhood has; whether there is a better solution now."""
+        self.idle += 1
         if found is not None and self.better(attempt, found):
             return True
         if exhausted and attempt.part.solution is self.best:
