@@ -511,6 +511,40 @@ def test_a_sharper_bound_is_for_the_caps_that_were_relaxed() -> None:
     assert walk.steps[-1].proven
 
 
+class Timed(Tracked):
+    """Notes for how long it is to improve, and takes no time."""
+
+    given: float
+
+    def improve(
+        self, steps: Steps, caps: Caps, start: Ints | None, seconds: float | None
+    ) -> list[Ints]:
+        assert seconds is not None
+        self.given = seconds
+        return []
+
+
+@pytest.mark.usefixtures("all_are_large")
+@pytest.mark.parametrize("polishing", [True, False])
+def test_more_time_is_no_less_for_the_plan(
+    monkeypatch: pytest.MonkeyPatch, polishing: bool
+) -> None:
+    arrays, steps = steps_of(*EARLY, top=100)
+    proof = 1000.0
+    monkeypatch.setattr(ENGINE, "PROOF_PACE", proof / len(arrays.lower))
+    given = []
+    for seconds in (0.999, 1.001, 1.5, 1.9, 3.0, 9.0):
+        engine = Timed({})
+        engine.polishing = polishing
+        deadline = time.monotonic() + seconds * proof
+        walker = ENGINE._Walker(engine, arrays, steps, np.array([3, 0, 4]), deadline)
+        walker.improve_all_at_once()
+        given.append(engine.given)
+        # Something is left for bounds and proofs.
+        assert engine.given < 0.81 * seconds * proof
+    assert all(later >= earlier - 1.0 for earlier, later in itertools.pairwise(given))
+
+
 @pytest.mark.usefixtures("all_are_large")
 @pytest.mark.parametrize("polishing", [True, False])
 def test_in_haste_an_engine_that_polishes_does_so_to_the_end(

@@ -8,7 +8,8 @@ from collections import Counter
 from collections.abc import Callable
 from fractions import Fraction
 from functools import cache
-from itertools import chain, product
+from itertools import chain, pairwise, product
+from math import gcd
 from typing import Any
 
 import numpy as np
@@ -19,9 +20,12 @@ from strategies import random_instance
 from heteroplace import Instance, Plan, Profile, check, evaluate, solve
 from heteroplace.decision import Decision
 from heteroplace.formulation import Model, build, extract, hint
+from heteroplace.formulation.constraints import _bands, _distinct, _most_added
+from heteroplace.formulation.hull import Change, Hull, reachable
 from heteroplace.formulation.packing import Pool, is_chain
-from heteroplace.formulation.program import INFINITE, LateError, Program
+from heteroplace.formulation.program import INFINITE, BlockList, LateError, Program
 from heteroplace.formulation.state import RunningState
+from heteroplace.formulation.variables import Candidate, _copies
 from heteroplace.solve.cpsat import CpSatEngine
 from heteroplace.solve.engine import UnsuitedError, walk_steps
 from heteroplace.solve.greedy import greedy
@@ -68,6 +72,133 @@ def expressed(seed: int, decision: Decision) -> Any:
     assert all(step.quantum == 1 for step in model.program.steps), seed
     assert program_values(model, x) == worth, seed
     return x
+
+
+# --------------------------------------------------------------------------------------------
+# New groups, which are arrays, are what going through all of them gives
+# --------------------------------------------------------------------------------------------
+
+
+def openings(model: Model, number: int) -> list[tuple[int, tuple[int, ...], int]]:
+    """Domain, homes and copy of the groups that a service may open."""
+    service = model.service(number)
+    if not all(model.demands[number, name].missing for name in service.roles):
+        return []
+    fits = [
+        [model.fits(model.wanted(number, name, shape)) for shape in range(len(role.shapes))]
+        for name, role in service.roles.items()
+    ]
+    found = []
+    for domain in model.at_level(service.affinity.required):
+        if not all(any(fit[domain] for fit in shapes) for shapes in fits):
+            continue
+        homes: list[tuple[int, ...]] = [()]
+        if service.affinity.preferred is not None:
+            homes = [
+                (home,)
+                for home in model.at_level(service.affinity.preferred, domain)
+                if any(fit[home] for shapes in fits for fit in shapes)
+            ] or [(domain,)]
+        copies = _copies(model, number, domain)
+        found += [(domain, home, copy) for home in homes for copy in range(copies)]
+    return found
+
+
+def enterable(model: Model, candidate: Candidate, role: str) -> list[tuple[int, int, bool]]:
+    """Shape, place and spill of what a new group may get of a role."""
+    preferred = model.service(candidate.service).affinity.preferred is not None
+    places = [(home, False) for home in candidate.homes if home != candidate.domain]
+    places.append((candidate.domain, preferred))
+    return [
+        (shape, place, spill)
+        for shape in range(len(model.role(candidate.service, role).shapes))
+        for place, spill in places
+        if model.fits(model.wanted(candidate.service, role, shape))[place]
+    ]
+
+
+def hull_of_new(model: Model, candidate: Candidate) -> Hull:
+    """The hull of a new group, from the room of its domain in Python's integers."""
+    service = model.service(candidate.service)
+    changes, weights, prints = [], [], []
+    for role in service.roles:
+        demand = model.demands[candidate.service, role]
+        shapes = {each.shape for each in model.placements_of(candidate.index, role)}
+        capacities = [demand.shapes[shape] for shape in sorted(shapes)]
+        unit = gcd(*capacities)
+        most = _most_added(demand.missing, set(capacities))
+        wanted = [model.wanted(candidate.service, role, shape) for shape in sorted(shapes)]
+        room = sum(
+            model.room(each, candidate.domain) * capacity
+            for each, capacity in zip(wanted, capacities, strict=True)
+        )
+        changes.append(Change([], 0, min(room, most) // unit, unit, 0))
+        weights.append([capacity // unit for capacity in capacities])
+        prints.append(wanted)
+    shared = None
+    if len(changes) == 2 and weights == [[1], [1]]:
+        limit = service.limits.max_instances_per_group
+        (left,), (right,) = prints
+        if limit is not None:
+            shared = (1, 1, limit)
+        elif left.single and right.single:
+            (one, _), (other, _) = left.blocks[0], right.blocks[0]
+            if one.gpu_type == other.gpu_type:
+                size = gcd(one.gpus, other.gpus)
+                room = model.units(one.gpu_type, size, candidate.domain)
+                shared = (one.gpus // size, other.gpus // size, room)
+    bands = _bands(model, candidate.service)
+    second = changes[1] if len(changes) > 1 else None
+    return Hull.of(reachable(changes[0], second, bands, shared) - {(0, 0)})
+
+
+def test_new_groups_are_what_going_through_them_gives() -> None:
+    seen: Counter[str] = Counter()
+    for seed in chain(*map(seeds, range(BLOCKS))):
+        _, _, model = case(seed)
+        arrays = model.program.arrays()
+        blocks = arrays.blocks
+        assert blocks is not None
+        corners = {
+            switch: blocks.hulls[hull].corners
+            for switch, hull in zip(blocks.switch.tolist(), blocks.hull.tolist(), strict=True)
+        }
+        columns = dict(model.placements.items())
+        for number, service in enumerate(model.services):
+            wanted = openings(model, number)
+            groups = model.new_groups.get(number)
+            assert (groups is None) == (not wanted), seed
+            if groups is None:
+                continue
+            found = [model.candidate(groups.first + at) for at in range(len(groups))]
+            assert [(each.domain, each.homes, each.copy) for each in found] == wanted, seed
+            for candidate in found:
+                assert candidate.running is None
+                assert model.service_of(candidate.index) == candidate.service == number
+                for role in service.roles:
+                    placed = model.placements_of(candidate.index, role)
+                    assert [(each.shape, each.domain, each.spill) for each in placed] == enterable(
+                        model, candidate, role
+                    ), seed
+                    columns.update((each.column, each) for each in placed)
+                switch = model.switch(candidate.index)
+                if switch in corners:
+                    assert corners[switch] == hull_of_new(model, candidate).corners, seed
+                    seen["hull"] += 1
+                seen["copy"] += candidate.copy > 0
+            seen["one role"] += len(service.roles) == 1
+            seen["no hull"] += groups.switches is None
+        every = model.placements_at(np.arange(len(arrays.upper)))
+        assert [each.column for each in every] == sorted(columns), seed
+        for each in every:
+            known = columns[each.column]
+            assert (each.candidate, each.role, each.shape) == (
+                known.candidate,
+                known.role,
+                known.shape,
+            )
+            assert arrays.owner[each.column] == model.service_of(each.candidate)
+    assert min(seen[key] for key in ("hull", "copy", "one role", "no hull")) > 5, seen
 
 
 # --------------------------------------------------------------------------------------------
@@ -353,6 +484,73 @@ def test_a_row_takes_a_mapping_and_merges_columns() -> None:
     assert list(program.arrays().broken_rows(np.array([0, 2]))) == [0, 2]
 
 
+@pytest.mark.parametrize("seed", range(40))
+def test_rows_of_blocks_are_the_sides_of_their_hulls(seed: int) -> None:
+    rng = random.Random(seed)
+    blocks, wanted, column = BlockList(), [], 0
+    for service in range(rng.randint(0, 3)):
+        roles, groups = rng.randint(1, 2), rng.randint(1, 4)
+        hulls = [
+            Hull.of(
+                (rng.randint(0, 3), rng.randint(0, 3) * (roles - 1))
+                for _ in range(rng.randint(1, 5))
+            )
+            for _ in range(2)
+        ]
+        hull = np.array([rng.randrange(2) for _ in range(groups)])
+        switches = np.arange(column, column + groups)
+        column += groups
+        members: list[list[list[tuple[int, int]]]] = []
+        for _ in range(roles):
+            members.append([])
+            for _ in range(groups):
+                number = rng.randint(0, 3)
+                members[-1].append([(column + each, rng.randint(1, 5)) for each in range(number)])
+                column += number
+        sides = [
+            (
+                np.array([len(each) for each in role], np.int64),
+                np.array([name for each in role for name, _ in each], np.int64),
+                np.array([weight for each in role for _, weight in each], np.int64),
+            )
+            for role in members
+        ]
+        blocks.add(service, switches, sides, hulls, hull)
+        for group in range(groups):
+            for a, b, c, equal in hulls[hull[group]].sides:
+                row = {int(switches[group]): -c}
+                for factor, role in zip((a, b), members, strict=False):
+                    row.update((name, factor * weight) for name, weight in role[group])
+                wanted.append(({name: value for name, value in row.items() if value}, equal))
+    made, rows = blocks.rows(7)
+    assert len(made) == len(blocks)
+    assert made.rows[0] == 7
+    assert made.rows[-1] == 7 + len(wanted)
+    starts = [0, *rows.stops.tolist()]
+    found = [
+        dict(zip(rows.columns[a:b].tolist(), rows.coefficients[a:b].tolist(), strict=True))
+        for a, b in pairwise(starts)
+    ]
+    assert found == [row for row, _ in wanted]
+    assert (rows.lower == 0).tolist() == [equal for _, equal in wanted]
+    assert not rows.upper.any()
+
+
+def test_rows_of_counts_are_told_apart_exactly() -> None:
+    large = 2**61
+    columns = [
+        np.array([0, 1, 2, 1, 0]),
+        np.array([5, 5, 5, 5, 5]),
+        np.array([large, large + 1, large, large + 1, 3]),
+        np.array([large - 1, 0, large - 1, 0, large - 1]),
+    ]
+    rows, which = _distinct(columns, 5)
+    assert [rows[each] for each in which.tolist()] == np.stack(columns, axis=1).tolist()
+    assert len(rows) == 4
+    assert _distinct([], 3)[0] == [[]]
+    assert _distinct([np.array([4, 4])], 2)[1].tolist() == [0, 0]
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_a_row_of_distinct_columns_is_the_same_row(seed: int) -> None:
     rng = random.Random(seed)
@@ -368,6 +566,33 @@ def test_a_row_of_distinct_columns_is_the_same_row(seed: int) -> None:
     one.distinct_row("x", columns, coefficients, lower, upper)
     other.row("x", list(zip(columns, coefficients, strict=True)), lower, upper)
     assert one == other
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_a_step_is_what_adding_up_gives(seed: int) -> None:
+    rng = random.Random(seed)
+    program = Program()
+    program.add_columns([rng.randint(0, 9) for _ in range(12)])
+    shares: list[tuple[Fraction | int, Any]] = []
+    for _ in range(rng.randint(0, 8)):
+        value = Fraction(rng.randint(-3, 3), rng.randint(1, 4))
+        first = rng.randint(0, 12)
+        columns = rng.choices(range(12), k=rng.randint(0, 9))
+        shares.append((value, range(first, rng.randint(first, 12)) if seed % 3 else columns))
+    constant = Fraction(rng.randint(-5, 5), rng.randint(1, 3))
+    program.step("sum", shares, constant)
+    sums: dict[int, Fraction] = {}
+    for each, columns in shares:
+        for column in columns:
+            sums[column] = sums.get(column, Fraction(0)) + each
+    step = program.steps[0]
+    found = {
+        column: step.unit * value
+        for column, value in zip(step.columns.tolist(), step.exact, strict=True)
+    }
+    assert found == {column: value for column, value in sums.items() if value}
+    assert step.unit * step.constant == constant
+    assert step.quantum == 1
 
 
 def test_a_step_adds_up_what_columns_share() -> None:

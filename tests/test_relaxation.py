@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import random
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from fractions import Fraction
@@ -372,6 +373,52 @@ def test_polishing_only_improves(workers: int) -> None:
         assert all(later < earlier for earlier, later in pairwise(values))
         improved += len(values) > 1
     assert improved > 5
+
+
+def searched(seed: int, workers: int, wait: Callable[[], None], seconds: float | None) -> Any:
+    """What polishing finds, each neighbourhood after some waiting, and how it then draws."""
+    _, model, arrays, start, best = case(seed)
+    steps = model.program.steps
+    lazy = lazy_of(arrays, start)
+    lazy.enter_solution(best)
+    step = ENGINE.merged(steps, arrays)
+    relaxed = lazy.solve(steps[-1], caps_at(steps, best)[-1], None)
+    assert relaxed is not None
+    engine = HIGHS.HighsEngine()
+    engine.load(arrays, Profile())
+
+    def minimise(part: Restricted, held: Any, limit: float | None) -> tuple[Ints | None, bool]:
+        wait()
+        if limit is not None:
+            return None, False
+        found: tuple[Ints | None, bool] = engine._restricted(part, step, steps[-1], held, limit)
+        return found
+
+    caps, drawing = caps_at(steps, start)[1], Drawing(seed)
+    deadline = None if seconds is None else time.monotonic() + seconds
+    regrets = regrets_of(arrays, lazy, relaxed)
+    found = polish(arrays, steps, caps, start, regrets, minimise, deadline, drawing, workers)
+    return [each.tolist() for each in found], drawing
+
+
+def test_polishing_finds_the_same_whichever_ends_first() -> None:
+    improved = 0
+    for seed in SEEDS:
+        found = []
+        for delays in (1, 2):
+            rng = random.Random(delays)
+            found.append(searched(seed, 3, lambda rng=rng: time.sleep(rng.random() / 200), None)[0])
+        assert found[0] == found[1], seed
+        improved += bool(found[0])
+    assert improved > 5
+
+
+def test_what_the_end_cuts_off_says_nothing_of_sizes() -> None:
+    before = Drawing(0).size
+    found, drawing = searched(SEEDS[0], 2, lambda: time.sleep(0.03), 0.01)
+    assert found == []
+    assert drawing.rounds > 0
+    assert drawing.size == before
 
 
 def services_of(arrays: Arrays, lazy: LazyRelaxation) -> Services:
