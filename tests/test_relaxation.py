@@ -342,11 +342,8 @@ def test_polishing_only_improves(workers: int) -> None:
     for seed in SEEDS:
         _, model, arrays, start, best = case(seed)
         steps = model.program.steps
-        lazy = lazy_of(arrays, start)
-        lazy.enter_solution(best)
+        lazy, relaxed = relaxed_at(arrays, steps, start, best)
         step = ENGINE.merged(steps, arrays)
-        relaxed = lazy.solve(steps[-1], caps_at(steps, best)[-1], None)
-        assert relaxed is not None
         regrets = regrets_of(arrays, lazy, relaxed)
         engine = HIGHS.HighsEngine()
         engine.load(arrays, Profile())
@@ -379,11 +376,8 @@ def searched(seed: int, workers: int, wait: Callable[[], None], seconds: float |
     """What polishing finds, each neighbourhood after some waiting, and how it then draws."""
     _, model, arrays, start, best = case(seed)
     steps = model.program.steps
-    lazy = lazy_of(arrays, start)
-    lazy.enter_solution(best)
+    lazy, relaxed = relaxed_at(arrays, steps, start, best)
     step = ENGINE.merged(steps, arrays)
-    relaxed = lazy.solve(steps[-1], caps_at(steps, best)[-1], None)
-    assert relaxed is not None
     engine = HIGHS.HighsEngine()
     engine.load(arrays, Profile())
 

@@ -52,7 +52,7 @@ def _name_owners(model: Model) -> None:
     for service, groups in model.new_groups.items():
         owned.append((groups.placed, service))
         if groups.switches is not None:
-            owned.append((range(groups.switches, groups.switches + len(groups)), service))
+            owned.append((groups.switches, service))
     for column, placement in model.placements.items():
         owners[column] = model.service_of(placement.candidate)
     for number, column in model.alive.items():
@@ -158,19 +158,14 @@ def _decide(model: Model, x: list[int], tokens: list[_Token]) -> Decision:
         at = token.placement
         shape = model.shape(model.service_of(at.candidate), at.role, at.shape)
         placed[at.candidate, at.role, at.shape].append(pod_nodes(shape, token.nodes))
-    number = {
-        candidate.running: candidate.index
-        for candidate in model.running
-        if candidate.running is not None
-    }
     for leaver in model.leavers:
         members = list(leaver.members)
         for _ in range(x[leaver.removed] if leaver.removed is not None else 0):
             decision.removed.add((leaver.group, members.pop()))
         for _ in range(x[leaver.moved] if leaver.moved is not None else 0):
-            nodes = placed[number[leaver.group], leaver.role, leaver.shape].popleft()
+            nodes = placed[model.running[leaver.group].index, leaver.role, leaver.shape].popleft()
             decision.moved[leaver.group, members.pop()] = nodes
-    groups: dict[int, int] = {index: group for group, index in number.items()}
+    groups = {candidate.index: group for group, candidate in model.running.items()}
     for (candidate, role, shape_index), queue in placed.items():
         if queue and candidate not in groups:
             groups[candidate] = len(model.instance.running) + len(decision.new_groups)
@@ -227,13 +222,10 @@ def _placed(
     model: Model, decision: Decision
 ) -> list[tuple[Candidate | None, str, int, tuple[int, ...]]]:
     """Candidate, role, shape and nodes of every added and moved instance."""
-    of_group = {
-        candidate.running: candidate for candidate in model.running if candidate.running is not None
-    }
     candidates: dict[int, Candidate | None] = {
-        group: of_group.get(group) for group in range(len(model.instance.running))
+        **model.running,
+        **_match_new_groups(model, decision),
     }
-    candidates.update(_match_new_groups(model, decision))
     placed = [
         (candidates[added.group], added.role, added.shape, added.nodes) for added in decision.added
     ]

@@ -57,7 +57,7 @@ def running(model: Model) -> None:
 
 def _match_moves(model: Model) -> None:
     """A moved instance is placed again, in its group and shape."""
-    for candidate in model.running:
+    for candidate in model.running.values():
         for role in model.service(candidate.service).roles:
             moved: dict[int, Terms] = defaultdict(list)
             for leaver in leavers_of(model, candidate, role):
@@ -316,12 +316,8 @@ def ratio(model: Model) -> None:
     for number in range(len(model.instance.services)):
         _open_by_hulls(model, number)
     new = [each for each in model.new_groups.values() if each.switches is None]
-    candidates = [
-        each.candidate(number)
-        for each in new
-        for number in range(each.first, each.first + len(each))
-    ]
-    for candidate in [*model.running, *candidates]:
+    opened = [each.candidate(number) for each in new for number in each.numbers]
+    for candidate in [*model.running.values(), *opened]:
         service = model.service(candidate.service)
         if not any(
             model.placements_of(candidate.index, role) or leavers_of(model, candidate, role)
@@ -500,7 +496,7 @@ def _open_by_hulls(model: Model, number: int) -> None:
         return
     program = model.program
     switches = program.add_columns([1] * len(groups))
-    groups.switches = switches.start
+    groups.switches = switches
     finder = _Hulls(model, groups)
     hull = np.zeros(len(groups), np.int64)
     placed = groups.columns >= 0
@@ -695,17 +691,19 @@ def _room_of_both(model: Model, openings: list[_Opening], most: int | None) -> _
     if most is not None:
         return _Both(1, 1, most, None)
     (left, _), (right, _) = (each.prints[0] for each in openings)
-    return _room_of_prints(left, right)
+    shared = _block_of_both(left, right)
+    return None if shared is None else _Both(shared[0], shared[1], 0, shared[2])
 
 
-def _room_of_prints(left: Wanted, right: Wanted) -> _Both | None:
+def _block_of_both(left: Wanted, right: Wanted) -> tuple[int, int, tuple[str, int]] | None:
+    """How many of a block either footprint takes, and that block; null if they share none."""
     if not (left.single and right.single):
         return None
     (one, _), (other, _) = left.blocks[0], right.blocks[0]
     if one.gpu_type != other.gpu_type:
         return None
     unit = gcd(one.gpus, other.gpus)
-    return _Both(one.gpus // unit, other.gpus // unit, 0, (one.gpu_type, unit))
+    return one.gpus // unit, other.gpus // unit, (one.gpu_type, unit)
 
 
 def _change(model: Model, candidate: Candidate, role: str) -> Change:
@@ -768,10 +766,11 @@ def _shared_room(
         model.prints[candidate.service, name, next(iter(found))]
         for name, found in zip(names, shapes, strict=True)
     )
-    both = _room_of_prints(left, right)
-    if both is None or both.block is None:
+    shared = _block_of_both(left, right)
+    if shared is None:
         return None
-    return both.one, both.other, model.units(*both.block, candidate.domain)
+    one, other, block = shared
+    return one, other, model.units(*block, candidate.domain)
 
 
 def alive_column(model: Model, candidate: Candidate) -> int:

@@ -106,12 +106,10 @@ def new_group(model: Model) -> Amount:
     amount = Amount()
     if model.instance.objective.weights.new_group:
         for groups in model.new_groups.values():
-            numbers = range(groups.first, groups.first + len(groups))
-            if groups.switches is None:
-                columns = [alive_column(model, groups.candidate(each)) for each in numbers]
-                amount.add(columns, 1)
-            else:
-                amount.add(range(groups.switches, groups.switches + len(groups)), 1)
+            columns: Sequence[int] | None = groups.switches
+            if columns is None:
+                columns = [alive_column(model, groups.candidate(each)) for each in groups.numbers]
+            amount.add(columns, 1)
     return amount
 
 

@@ -138,7 +138,7 @@ class NewGroups:
     columns
         Column of every group and kind (groups x kinds); -1 for none. They count up along the rows.
     switches
-        Column that opens the first; null where no hulls describe them. The others follow.
+        Columns that open them; null where no hulls describe them.
     placed
         All columns of ``columns``.
     """
@@ -150,8 +150,8 @@ class NewGroups:
     copies: Ints
     kinds: tuple[Kind, ...]
     columns: Ints
-    switches: int | None = None
-    placed: range = range(0)
+    switches: range | None = None
+    placed: range = field(default=range(0), init=False)
 
     def __post_init__(self) -> None:
         flat = self.columns.ravel()
@@ -164,6 +164,11 @@ class NewGroups:
 
     def __len__(self) -> int:
         return len(self.domains)
+
+    @property
+    def numbers(self) -> range:
+        """Their numbers among all candidates."""
+        return range(self.first, self.first + len(self))
 
     @property
     def shapes(self) -> dict[tuple[str, int], slice]:
@@ -184,7 +189,7 @@ class NewGroups:
 
     def switch(self, number: int) -> int | None:
         """Column that opens a group, if there is one."""
-        return None if self.switches is None else self.switches + number - self.first
+        return None if self.switches is None else self.switches[number - self.first]
 
     def placement(self, column: int) -> Placement:
         """What a column counts."""
@@ -344,8 +349,8 @@ class Model:
     tree: TreeView
     program: Program
     state: RunningState
-    # Running groups and what they may get; new groups by service.
-    running: list[Candidate] = field(default_factory=list)
+    # Running groups by number and what they may get, by column; new groups by service.
+    running: dict[int, Candidate] = field(default_factory=dict)
     placements: dict[int, Placement] = field(default_factory=dict)
     new_groups: dict[int, NewGroups] = field(default_factory=dict)
     leavers: list[Leaver] = field(default_factory=list)
@@ -483,7 +488,7 @@ class Model:
             self._candidates, service, group, state.domains[group], state.homes[group]
         )
         self._candidates += 1
-        self.running.append(candidate)
+        self.running[group] = candidate
         self.running_of[service].append(candidate)
         self._by_number[candidate.index] = candidate
         for role, added in placements.items():
@@ -517,8 +522,8 @@ class Model:
     def candidates_of(self, service: int) -> list[Candidate]:
         """All candidates of a service, the running ones first."""
         groups = self.new_groups.get(service)
-        new = [] if groups is None else list(range(groups.first, groups.first + len(groups)))
-        return [*self.running_of[service], *map(self.candidate, new)]
+        new = [] if groups is None else map(groups.candidate, groups.numbers)
+        return [*self.running_of[service], *new]
 
     def _group_of(self, number: int) -> NewGroups:
         found, firsts, _ = self._new

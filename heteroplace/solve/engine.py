@@ -31,8 +31,6 @@ MERGED_SHARE = 0.4
 # Where branch and bound would not come far, most of the time is better spent on the plan.
 PROOF_PACE = 4e-4
 HASTY_SHARE = 0.6
-# In haste the plan is improved for about that share of the time, all phases together.
-HURRIED_SHARE = 0.8
 UNMET_SHARE = 0.8
 # Where the whole program is minimised in haste, branch and bound keeps a little.
 WHOLE_SHARE = 0.8
@@ -289,12 +287,11 @@ class _Walker:
         seconds = self.seconds(1.0)
         if seconds is not None:
             haste = HASTY_SHARE if self.engine.polishes else WHOLE_SHARE
-            # No less than where less time would make haste, which goes on to the end there.
-            least = (HURRIED_SHARE if self.engine.polishes else WHOLE_SHARE) * self.proof_seconds
             if self.hasty(seconds):
                 seconds *= haste
             else:
-                seconds = max(MERGED_SHARE * seconds, least)
+                # No less than where a little less time would have made haste, all phases together.
+                seconds = max(MERGED_SHARE * seconds, WHOLE_SHARE * self.proof_seconds)
         self.improve(first, start, seconds)
 
     def improve(self, first: int, start: Ints | None, seconds: float | None) -> None:

@@ -142,12 +142,12 @@ class LazyRelaxation:
         self._by_column = np.argsort(columns, kind="stable")
         self._column_starts = starts_of(np.bincount(columns, minlength=len(arrays.upper)))
         self._closed = np.zeros(len(arrays.upper), bool)
-        self._shared = np.arange(self.blocks.first_row)
+        self._shared = slice(self.blocks.first_row)
         self._free = np.flatnonzero(self.blocks.of_column < 0)
         self._free_place = np.full(len(arrays.upper), -1, np.int64)
         self._free_place[self._free] = np.arange(len(self._free))
         # Rows of the model: the shared ones, then as they come those of caps and of blocks.
-        self._rows = len(self._shared)
+        self._rows = self.blocks.first_row
         self._cap_rows: dict[str, tuple[int, Ints, Ints, float]] = {}
         self._block_row = np.full(self.blocks.count, -1, np.int64)
         # Columns of the model: the free ones, then patterns of blocks (block, column, count).
@@ -167,11 +167,11 @@ class LazyRelaxation:
         factors = self._factors[rows]
         nothing = np.zeros(0, np.int64)
         self._model.addRows(
-            len(rows),
+            self._rows,
             np.where(low <= -INFINITE, -np.inf, low * factors),
             np.where(high >= INFINITE, np.inf, high * factors),
             0,
-            np.zeros(len(rows), np.int64),
+            np.zeros(self._rows, np.int64),
             nothing,
             nothing.astype(float),
         )
@@ -390,7 +390,7 @@ class LazyRelaxation:
         low, high = arrays.row_lower[shared], arrays.row_upper[shared]
         prices = np.zeros(len(arrays.row_lower))
         values = np.zeros(len(arrays.row_lower))
-        price = dual[: len(shared)] * self._factors[shared]
+        price = dual[shared] * self._factors[shared]
         prices[shared], value = paid_by_rows(low, high, price)
         values[shared] = value
         cost = np.zeros(len(arrays.upper))
