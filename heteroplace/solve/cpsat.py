@@ -35,6 +35,7 @@ class CpSatEngine:
     """Engine ``cpsat``: integer arithmetic, so what it proves holds exactly."""
 
     polishes = False
+    polishes_on = False
     name = "CP-SAT"
 
     def load(self, arrays: Arrays, profile: Profile) -> None:

@@ -109,6 +109,10 @@ class Engine(Protocol):
     def polishes(self) -> bool:
         """Whether :meth:`improve` searches neighbourhoods of a plan, not the whole program."""
 
+    @property
+    def polishes_on(self) -> bool:
+        """Whether :meth:`minimise` searches neighbourhoods of the start beside its proof."""
+
     def load(self, arrays: Arrays, profile: Profile) -> None:
         """Take the rows and bounds; raises :class:`EngineMissingError`."""
 
@@ -291,7 +295,8 @@ class _Walker:
                 seconds *= haste
             else:
                 # No less than where a little less time would have made haste, all phases together.
-                seconds = max(MERGED_SHARE * seconds, WHOLE_SHARE * self.proof_seconds)
+                least = WHOLE_SHARE * self.proof_seconds
+                seconds = least if self.engine.polishes_on else max(MERGED_SHARE * seconds, least)
         self.improve(first, start, seconds)
 
     def improve(self, first: int, start: Ints | None, seconds: float | None) -> None:

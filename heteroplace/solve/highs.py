@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -75,6 +78,7 @@ class HighsEngine:
         self._profile = profile
         self._lazy: LazyRelaxation | None = None
         self._regrets: Regrets | None = None
+        self._relaxed: ProgramStep | None = None
         self._services: Services | None = None
         self._drawing = Drawing(profile.seed)
 
@@ -85,34 +89,69 @@ class HighsEngine:
         if start is None or self._regrets is None:
             return []
         deadline = None if seconds is None else time.monotonic() + seconds
-        step = merged(steps, self._arrays)
-        regrets = self._regrets.raised(step, steps[:-1])
         found: list[Ints] = []
+        polishing = self._polish(steps, caps, start, deadline, self._workers(seconds))
+        within(seconds, lambda: found.extend(polishing))
+        return list(found)
+
+    def _polish(
+        self,
+        steps: Steps,
+        caps: Caps,
+        start: Ints,
+        deadline: float | None,
+        workers: int,
+        stop: threading.Event | None = None,
+    ) -> Iterator[Ints]:
+        step = merged(steps, self._arrays)
+        assert self._regrets is not None
         # As with relaxations, a thread that is left behind keeps what it uses.
         drawing, self._drawing = self._drawing, Drawing(self._profile.seed)
+        yield from polish(
+            self._arrays,
+            steps,
+            caps,
+            start,
+            self._regrets.raised(step, steps[:-1]),
+            lambda part, held, limit: self._restricted(part, step, steps[-1], held, limit),
+            deadline,
+            drawing,
+            workers,
+            stop,
+        )
+        self._drawing = drawing
 
-        def work() -> None:
-            for better in polish(
-                self._arrays,
-                steps,
-                caps,
-                start,
-                regrets,
-                lambda part, held, limit: self._restricted(part, step, steps[-1], held, limit),
-                deadline,
-                drawing,
-                self._workers(seconds),
-            ):
-                found.append(better)
-            self._drawing = drawing
+    @property
+    def polishes_on(self) -> bool:
+        """Whether a core is left for neighbourhoods while another does branch and bound."""
+        return not self._profile.deterministic and self._cores > 1
 
-        within(seconds, work)
-        return list(found)
+    @contextmanager
+    def _polishing(
+        self, step: ProgramStep, caps: Caps, start: Ints | None, seconds: float | None
+    ) -> Iterator[list[Ints]]:
+        """Search neighbourhoods on the cores that branch and bound does not use; what they find."""
+        found: list[Ints] = []
+        if start is None or seconds is None or not self.polishes_on or self._relaxed is not step:
+            yield found
+            return
+        stop = threading.Event()
+        deadline = time.monotonic() + seconds
+        polishing = self._polish([step], caps, start, deadline, self._cores - 1, stop)
+        # Left behind with the neighbourhood it is at.
+        thread = threading.Thread(target=lambda: found.extend(polishing), name="heteroplace-polish")
+        thread.start()
+        try:
+            yield found
+        finally:
+            stop.set()
 
     def _workers(self, seconds: float | None) -> int:
         """Neighbourhoods at a time; one where the same is to be found every time."""
-        if seconds is None or self._profile.deterministic:
-            return 1
+        return 1 if seconds is None or self._profile.deterministic else self._cores
+
+    @property
+    def _cores(self) -> int:
         return self._profile.threads or min(MOST_WORKERS, os.cpu_count() or 1)
 
     def _restricted(
@@ -169,6 +208,7 @@ class HighsEngine:
         self._lazy, found = done
         if found is None:
             return None
+        self._relaxed = step
         blocks = self._lazy.blocks
         self._regrets = Regrets(
             self._arrays.owner,
@@ -236,9 +276,16 @@ class HighsEngine:
     def minimise(
         self, step: ProgramStep, caps: Caps, start: Ints | None, seconds: float | None
     ) -> Answer:
-        """Minimise a step."""
-        answer = within(seconds, lambda: self._minimise(step, caps, start, seconds))
-        return answer or Answer(None, None)
+        """Minimise a step by branch and bound, and search neighbourhoods meanwhile."""
+        with self._polishing(step, caps, start, seconds) as polished:
+            answer = within(seconds, lambda: self._minimise(step, caps, start, seconds))
+            answer = answer or Answer(None, None)
+            if not polished:
+                return answer
+            best = polished[-1]
+            if answer.solution is not None and step.value(answer.solution) <= step.value(best):
+                return answer
+            return Answer(best, answer.bound)
 
     def _minimise(
         self, step: ProgramStep, caps: Caps, start: Ints | None, seconds: float | None

@@ -53,6 +53,7 @@ class MilpEngine:
     """Engine ``milp``."""
 
     polishes = False
+    polishes_on = False
 
     def __init__(self, engine: str | None) -> None:
         self._engine = SHORT.get(engine or DEFAULT, engine or DEFAULT)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -157,6 +158,7 @@ def polish(
     deadline: float | None,
     drawing: Drawing,
     workers: int = 1,
+    stop: threading.Event | None = None,
 ) -> Iterator[Ints]:
     """Look for solutions that are better in some steps in order, neighbourhood by neighbourhood.
 
@@ -181,6 +183,8 @@ def polish(
         Neighbourhoods searched at a time, of different services. They are taken in the order in
         which they began: what is found does not depend on which ends first, as long as none is cut
         off.
+    stop
+        Set to end the search before its deadline.
 
     Yields
     ------
@@ -199,12 +203,13 @@ def polish(
     running: deque[tuple[_Try, Future[tuple[Ints | None, bool]]]] = deque()
     try:
         while True:
-            while len(running) < workers and not search.ended(deadline):
+            stopped = stop is not None and stop.is_set()
+            while len(running) < workers and not stopped and not search.ended(deadline):
                 attempt = search.next([each.chosen for each, _ in running])
                 if attempt is None:
                     break
                 running.append((attempt, pool.submit(look, attempt)))
-            if not running:
+            if stopped or not running:
                 return
             attempt, future = running.popleft()
             found, exhausted = future.result()

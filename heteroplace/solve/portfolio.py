@@ -50,6 +50,11 @@ class Portfolio:
         """Whether HiGHS is there, which searches neighbourhoods."""
         return self._first is not None
 
+    @property
+    def polishes_on(self) -> bool:
+        """Whether HiGHS does so beside its proof."""
+        return self._first is not None and self._first.polishes_on
+
     def _load_second(self) -> CpSatEngine:
         if self._second is None:
             engine = CpSatEngine()
