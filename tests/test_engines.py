@@ -185,6 +185,7 @@ class Stub:
 
     name = "stub"
     polishes = False
+    polishes_on = False
 
     def __init__(
         self,
@@ -525,9 +526,9 @@ class Timed(Tracked):
 
 
 @pytest.mark.usefixtures("all_are_large")
-@pytest.mark.parametrize("polishing", [True, False])
+@pytest.mark.parametrize(("polishing", "on"), [(True, True), (True, False), (False, False)])
 def test_more_time_is_no_less_for_the_plan(
-    monkeypatch: pytest.MonkeyPatch, polishing: bool
+    monkeypatch: pytest.MonkeyPatch, polishing: bool, on: bool
 ) -> None:
     arrays, steps = steps_of(*EARLY, top=100)
     proof = 1000.0
@@ -536,6 +537,7 @@ def test_more_time_is_no_less_for_the_plan(
     for seconds in (0.999, 1.001, 1.5, 1.9, 3.0, 9.0):
         engine = Timed({})
         engine.polishing = polishing
+        engine.polishes_on = on
         deadline = time.monotonic() + seconds * proof
         walker = ENGINE._Walker(engine, arrays, steps, np.array([3, 0, 4]), deadline)
         walker.improve_all_at_once()
@@ -543,6 +545,8 @@ def test_more_time_is_no_less_for_the_plan(
         # Something is left for bounds and proofs.
         assert engine.given < 0.81 * seconds * proof
     assert all(later >= earlier - 1.0 for earlier, later in itertools.pairwise(given))
+    # What polishes beside its proof may begin with that soon.
+    assert (given[-1] < proof) == on
 
 
 @pytest.mark.usefixtures("all_are_large")

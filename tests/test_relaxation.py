@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import random
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -372,7 +373,13 @@ def test_polishing_only_improves(workers: int) -> None:
     assert improved > 5
 
 
-def searched(seed: int, workers: int, wait: Callable[[], None], seconds: float | None) -> Any:
+def searched(
+    seed: int,
+    workers: int,
+    wait: Callable[[], None],
+    seconds: float | None,
+    stop: threading.Event | None = None,
+) -> Any:
     """What polishing finds, each neighbourhood after some waiting, and how it then draws."""
     _, model, arrays, start, best = case(seed)
     steps = model.program.steps
@@ -391,7 +398,7 @@ def searched(seed: int, workers: int, wait: Callable[[], None], seconds: float |
     caps, drawing = caps_at(steps, start)[1], Drawing(seed)
     deadline = None if seconds is None else time.monotonic() + seconds
     regrets = regrets_of(arrays, lazy, relaxed)
-    found = polish(arrays, steps, caps, start, regrets, minimise, deadline, drawing, workers)
+    found = polish(arrays, steps, caps, start, regrets, minimise, deadline, drawing, workers, stop)
     return [each.tolist() for each in found], drawing
 
 
@@ -413,6 +420,174 @@ def test_what_the_end_cuts_off_says_nothing_of_sizes() -> None:
     assert found == []
     assert drawing.rounds > 0
     assert drawing.size == before
+
+
+Beside = tuple[Any, Ints, ProgramStep, list[tuple[ProgramStep, int]]]
+
+
+@pytest.fixture
+def beside(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Beside]:
+    """Makes an engine that has relaxed the last step at the greedy's values."""
+    monkeypatch.setattr(HIGHS, "LARGE", 0)
+
+    def made(seed: int, **options: Any) -> Beside:
+        _, model, arrays, start, _ = case(seed)
+        steps = model.program.steps
+        engine = HIGHS.HighsEngine()
+        engine.load(arrays, Profile(**options))
+        caps = caps_at(steps, start)[-1]
+        assert engine.relax(steps[-1], caps, start, 60.0) is not None
+        assert engine._relaxed is (steps[-1] if engine._arrays.blocks else None)
+        return engine, start, steps[-1], caps
+
+    return made
+
+
+def polishers() -> list[threading.Thread]:
+    return [each for each in threading.enumerate() if each.name == "heteroplace-polish"]
+
+
+def test_neighbourhoods_are_searched_beside_branch_and_bound(
+    monkeypatch: pytest.MonkeyPatch, beside: Callable[..., Beside]
+) -> None:
+    tried = 0
+    for seed in SEEDS:
+        engine, start, step, caps = beside(seed, threads=2)
+        if tried == 3 or not engine.improve([step], caps, start, None):
+            continue
+        tried += 1
+        engine, start, step, caps = beside(seed, threads=2)
+        improved = threading.Event()
+
+        def watched(*arguments: Any, improved: threading.Event = improved) -> Any:
+            for found in polish(*arguments):
+                yield found
+                improved.set()
+
+        def bounded(*_: object, improved: threading.Event = improved) -> ENGINE.Answer:
+            # Branch and bound that takes long and finds no solution.
+            assert improved.wait(60.0)
+            return ENGINE.Answer(None, 3)
+
+        monkeypatch.setattr(HIGHS, "polish", watched)
+        monkeypatch.setattr(engine, "_minimise", bounded)
+        answer = engine.minimise(step, caps, start, 100.0)
+        assert answer.bound == 3
+        assert engine._arrays.feasible(answer.solution)
+        assert step.value(answer.solution) < step.value(start)
+        assert all(capped.value(answer.solution) <= value for capped, value in caps)
+    assert tried == 3
+
+
+def test_the_better_of_branch_and_bound_and_of_neighbourhoods(
+    monkeypatch: pytest.MonkeyPatch, beside: Callable[..., Beside]
+) -> None:
+    seed = next(each for each in SEEDS if case(each)[2].blocks and improves(each))
+    _, _, _, start, best = case(seed)
+    for own, others, wanted in ((best, start, best), (start, best, best), (best, best, best)):
+        engine, _, step, caps = beside(seed, threads=2)
+        found = threading.Event()
+
+        def one(*_: object, other: Ints = others, found: threading.Event = found) -> Any:
+            yield other
+            found.set()
+
+        def solved(*_: object, own: Ints = own, found: threading.Event = found) -> ENGINE.Answer:
+            assert found.wait(60.0)
+            return ENGINE.Answer(own, None)
+
+        monkeypatch.setattr(HIGHS, "polish", one)
+        monkeypatch.setattr(engine, "_minimise", solved)
+        answer = engine.minimise(step, caps, start, 60.0)
+        assert step.value(answer.solution) == step.value(wanted)
+
+
+def improves(seed: int) -> bool:
+    _, model, _, start, best = case(seed)
+    steps = model.program.steps
+    before, after = ([step.value(x) for step in steps] for x in (start, best))
+    return before[:-1] == after[:-1] and after[-1] < before[-1]
+
+
+def test_neighbourhoods_end_with_branch_and_bound(
+    monkeypatch: pytest.MonkeyPatch, beside: Callable[..., Beside]
+) -> None:
+    engine, start, step, caps = beside(SEEDS[0], threads=2)
+    began = threading.Event()
+
+    def endless(*arguments: Any) -> Any:
+        stop = arguments[-1]
+        began.set()
+        assert stop.wait(60.0)
+        yield from ()
+
+    def solved(*_: object) -> ENGINE.Answer:
+        assert began.wait(60.0)
+        assert len(polishers()) == 1
+        return ENGINE.Answer(None, None)
+
+    monkeypatch.setattr(HIGHS, "polish", endless)
+    monkeypatch.setattr(engine, "_minimise", solved)
+    engine.minimise(step, caps, start, 1000.0)
+    for thread in polishers():
+        thread.join(60.0)
+    assert not polishers()
+
+
+def test_a_search_that_is_stopped_begins_nothing_more() -> None:
+    stop = threading.Event()
+    asked = []
+
+    def wait() -> None:
+        asked.append(None)
+        stop.set()
+
+    found, _ = searched(SEEDS[0], 1, wait, None, stop)
+    assert len(asked) == 1
+    assert len(found) <= 1
+
+
+@pytest.mark.parametrize(
+    ("options", "seconds"),
+    [({"threads": 1}, 1.0), ({"threads": 2, "deterministic": True}, 1.0), ({"threads": 2}, None)],
+)
+def test_no_neighbourhoods_beside_it_without_a_core_or_a_limit(
+    monkeypatch: pytest.MonkeyPatch,
+    beside: Callable[..., Beside],
+    options: dict[str, Any],
+    seconds: float | None,
+) -> None:
+    engine, start, step, caps = beside(SEEDS[0], **options)
+    monkeypatch.setattr(HIGHS, "polish", lambda *_: pytest.fail("searched"))
+    answer = engine.minimise(step, caps, start, seconds)
+    assert answer.bound is not None
+    assert engine.polishes_on == (seconds is None)
+
+
+def test_no_neighbourhoods_beside_a_step_that_was_not_relaxed_last(
+    monkeypatch: pytest.MonkeyPatch, beside: Callable[..., Beside]
+) -> None:
+    engine, start, step, caps = beside(SEEDS[0], threads=2)
+    monkeypatch.setattr(HIGHS, "polish", lambda *_: pytest.fail("searched"))
+    assert engine.minimise(replace(step), caps, start, 10.0).bound is not None
+
+
+def test_neighbourhoods_that_fail_cost_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+    beside: Callable[..., Beside],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    engine, start, step, caps = beside(SEEDS[0], threads=2)
+
+    def failing(*_: object) -> Any:
+        raise RuntimeError("no such neighbourhood")
+
+    monkeypatch.setattr(HIGHS, "polish", failing)
+    answer = engine.minimise(step, caps, start, 60.0)
+    for thread in polishers():
+        thread.join(60.0)
+    assert answer.bound is not None
+    assert "neighbourhoods beside branch and bound failed" in caplog.text
 
 
 def services_of(arrays: Arrays, lazy: LazyRelaxation) -> Services:

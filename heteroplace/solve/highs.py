@@ -90,24 +90,26 @@ class HighsEngine:
             return []
         deadline = None if seconds is None else time.monotonic() + seconds
         found: list[Ints] = []
-        polishing = self._polish(steps, caps, start, deadline, self._workers(seconds))
-        within(seconds, lambda: found.extend(polishing))
+        workers = self._workers(seconds)
+        within(seconds, lambda: self._polish(found, steps, caps, start, deadline, workers))
         return list(found)
 
     def _polish(
         self,
+        found: list[Ints],
         steps: Steps,
         caps: Caps,
         start: Ints,
         deadline: float | None,
         workers: int,
         stop: threading.Event | None = None,
-    ) -> Iterator[Ints]:
+    ) -> None:
+        """Search neighbourhoods, and add every better solution to those found."""
         step = merged(steps, self._arrays)
         assert self._regrets is not None
         # As with relaxations, a thread that is left behind keeps what it uses.
         drawing, self._drawing = self._drawing, Drawing(self._profile.seed)
-        yield from polish(
+        for better in polish(
             self._arrays,
             steps,
             caps,
@@ -118,7 +120,8 @@ class HighsEngine:
             drawing,
             workers,
             stop,
-        )
+        ):
+            found.append(better)
         self._drawing = drawing
 
     @property
@@ -130,17 +133,22 @@ class HighsEngine:
     def _polishing(
         self, step: ProgramStep, caps: Caps, start: Ints | None, seconds: float | None
     ) -> Iterator[list[Ints]]:
-        """Search neighbourhoods on the cores that branch and bound does not use; what they find."""
+        """Search neighbourhoods on the cores that branch and bound leaves; what they find."""
         found: list[Ints] = []
+        # Regrets are of the step that was relaxed last.
         if start is None or seconds is None or not self.polishes_on or self._relaxed is not step:
             yield found
             return
-        stop = threading.Event()
-        deadline = time.monotonic() + seconds
-        polishing = self._polish([step], caps, start, deadline, self._cores - 1, stop)
-        # Left behind with the neighbourhood it is at.
-        thread = threading.Thread(target=lambda: found.extend(polishing), name="heteroplace-polish")
-        thread.start()
+        deadline, stop = time.monotonic() + seconds, threading.Event()
+
+        def work() -> None:
+            try:
+                self._polish(found, [step], caps, start, deadline, self._cores - 1, stop)
+            except Exception:
+                log.exception("neighbourhoods beside branch and bound failed")
+
+        # Not waited for: it ends with the neighbourhoods that it is at.
+        threading.Thread(target=work, name="heteroplace-polish").start()
         try:
             yield found
         finally:
