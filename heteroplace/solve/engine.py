@@ -296,7 +296,13 @@ class _Walker:
             else:
                 # No less than where a little less time would have made haste, all phases together.
                 least = WHOLE_SHARE * self.proof_seconds
-                seconds = least if self.engine.polishes_on else max(MERGED_SHARE * seconds, least)
+                if not self.engine.polishes_on:
+                    seconds = max(MERGED_SHARE * seconds, least)
+                elif first + 1 < len(self.steps):
+                    seconds = least
+                else:
+                    # What is not polished before is polished beside branch and bound.
+                    seconds = min(least, max(0.0, 2 * self.proof_seconds - seconds))
         self.improve(first, start, seconds)
 
     def improve(self, first: int, start: Ints | None, seconds: float | None) -> None:
