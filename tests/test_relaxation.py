@@ -483,16 +483,31 @@ def test_the_better_of_branch_and_bound_and_of_neighbourhoods(
     monkeypatch: pytest.MonkeyPatch, beside: Callable[..., Beside]
 ) -> None:
     seed = next(each for each in SEEDS if case(each)[2].blocks and improves(each))
-    _, _, _, start, best = case(seed)
-    for own, others, wanted in ((best, start, best), (start, best, best), (best, best, best)):
+    _, _, arrays, start, best = case(seed)
+    # It breaks rows, or a cap.
+    nothing = np.zeros_like(start)
+    assert not arrays.feasible(nothing)
+    cases = (
+        (best, start, best),
+        (start, best, best),
+        (best, best, best),
+        (None, best, best),
+        (nothing, best, best),
+        (best, start, start),
+    )
+    for number, (own, others, wanted) in enumerate(cases):
         engine, _, step, caps = beside(seed, threads=2)
+        if number == len(cases) - 1:
+            caps = [*caps, (step, step.value(best) - 1)]
         found = threading.Event()
 
         def one(*_: object, other: Ints = others, found: threading.Event = found) -> Any:
             yield other
             found.set()
 
-        def solved(*_: object, own: Ints = own, found: threading.Event = found) -> ENGINE.Answer:
+        def solved(
+            *_: object, own: Ints | None = own, found: threading.Event = found
+        ) -> ENGINE.Answer:
             assert found.wait(60.0)
             return ENGINE.Answer(own, None)
 
@@ -514,24 +529,31 @@ def test_neighbourhoods_end_with_branch_and_bound(
 ) -> None:
     engine, start, step, caps = beside(SEEDS[0], threads=2)
     began = threading.Event()
+    others = set(polishers())
+    stopped: list[bool] = []
 
     def endless(*arguments: Any) -> Any:
-        stop = arguments[-1]
         began.set()
-        assert stop.wait(60.0)
+        stopped.append(arguments[-1].wait(60.0))
         yield from ()
 
     def solved(*_: object) -> ENGINE.Answer:
         assert began.wait(60.0)
-        assert len(polishers()) == 1
+        assert not stopped
         return ENGINE.Answer(None, None)
 
     monkeypatch.setattr(HIGHS, "polish", endless)
     monkeypatch.setattr(engine, "_minimise", solved)
     engine.minimise(step, caps, start, 1000.0)
-    for thread in polishers():
+    ended(others)
+    assert stopped == [True]
+
+
+def ended(others: set[threading.Thread]) -> None:
+    """Wait for the threads that polish, other than some."""
+    for thread in set(polishers()) - others:
         thread.join(60.0)
-    assert not polishers()
+        assert not thread.is_alive()
 
 
 def test_a_search_that_is_stopped_begins_nothing_more() -> None:
@@ -549,7 +571,7 @@ def test_a_search_that_is_stopped_begins_nothing_more() -> None:
 
 @pytest.mark.parametrize(
     ("options", "seconds"),
-    [({"threads": 1}, 1.0), ({"threads": 2, "deterministic": True}, 1.0), ({"threads": 2}, None)],
+    [({"threads": 1}, 60.0), ({"threads": 2, "deterministic": True}, 60.0), ({"threads": 2}, None)],
 )
 def test_no_neighbourhoods_beside_it_without_a_core_or_a_limit(
     monkeypatch: pytest.MonkeyPatch,
@@ -558,18 +580,38 @@ def test_no_neighbourhoods_beside_it_without_a_core_or_a_limit(
     seconds: float | None,
 ) -> None:
     engine, start, step, caps = beside(SEEDS[0], **options)
-    monkeypatch.setattr(HIGHS, "polish", lambda *_: pytest.fail("searched"))
-    answer = engine.minimise(step, caps, start, seconds)
-    assert answer.bound is not None
+    assert not searches(monkeypatch, engine, step, caps, start, seconds)
     assert engine.polishes_on == (seconds is None)
+
+
+def searches(
+    monkeypatch: pytest.MonkeyPatch,
+    engine: Any,
+    step: ProgramStep,
+    caps: list[tuple[ProgramStep, int]],
+    start: Ints,
+    seconds: float | None,
+) -> bool:
+    """Whether neighbourhoods are searched beside branch and bound."""
+    asked = []
+
+    def noted(*arguments: Any) -> Any:
+        asked.append(arguments)
+        yield from ()
+
+    monkeypatch.setattr(HIGHS, "polish", noted)
+    others = set(polishers())
+    assert engine.minimise(step, caps, start, seconds).bound is not None
+    ended(others)
+    return bool(asked)
 
 
 def test_no_neighbourhoods_beside_a_step_that_was_not_relaxed_last(
     monkeypatch: pytest.MonkeyPatch, beside: Callable[..., Beside]
 ) -> None:
     engine, start, step, caps = beside(SEEDS[0], threads=2)
-    monkeypatch.setattr(HIGHS, "polish", lambda *_: pytest.fail("searched"))
-    assert engine.minimise(replace(step), caps, start, 10.0).bound is not None
+    assert searches(monkeypatch, engine, step, caps, start, 60.0)
+    assert not searches(monkeypatch, engine, replace(step), caps, start, 60.0)
 
 
 def test_neighbourhoods_that_fail_cost_nothing(
@@ -579,14 +621,19 @@ def test_neighbourhoods_that_fail_cost_nothing(
 ) -> None:
     engine, start, step, caps = beside(SEEDS[0], threads=2)
 
+    others = set(polishers())
+
     def failing(*_: object) -> Any:
         raise RuntimeError("no such neighbourhood")
 
+    def bounded(*_: object) -> ENGINE.Answer:
+        ended(others)
+        return ENGINE.Answer(start, 3)
+
     monkeypatch.setattr(HIGHS, "polish", failing)
+    monkeypatch.setattr(engine, "_minimise", bounded)
     answer = engine.minimise(step, caps, start, 60.0)
-    for thread in polishers():
-        thread.join(60.0)
-    assert answer.bound is not None
+    assert (answer.solution is start, answer.bound) == (True, 3)
     assert "neighbourhoods beside branch and bound failed" in caplog.text
 
 

@@ -32,6 +32,8 @@ MERGED_SHARE = 0.4
 PROOF_PACE = 4e-4
 HASTY_SHARE = 0.6
 UNMET_SHARE = 0.8
+# Part of that which is polished before branch and bound where much more time is left.
+HEAD_START = 0.2
 # Where the whole program is minimised in haste, branch and bound keeps a little.
 WHOLE_SHARE = 0.8
 SHARPENING_SHARE = 0.2
@@ -111,7 +113,10 @@ class Engine(Protocol):
 
     @property
     def polishes_on(self) -> bool:
-        """Whether :meth:`minimise` searches neighbourhoods of the start beside its proof."""
+        """Whether :meth:`minimise` searches neighbourhoods of the start beside its proof.
+
+        That is of the step relaxed last, within a time.
+        """
 
     def load(self, arrays: Arrays, profile: Profile) -> None:
         """Take the rows and bounds; raises :class:`EngineMissingError`."""
@@ -296,13 +301,12 @@ class _Walker:
             else:
                 # No less than where a little less time would have made haste, all phases together.
                 least = WHOLE_SHARE * self.proof_seconds
-                if not self.engine.polishes_on:
-                    seconds = max(MERGED_SHARE * seconds, least)
-                elif first + 1 < len(self.steps):
-                    seconds = least
-                else:
+                if self.engine.polishes_on and first + 1 == len(self.steps):
                     # What is not polished before is polished beside branch and bound.
-                    seconds = min(least, max(0.0, 2 * self.proof_seconds - seconds))
+                    later = max(HEAD_START * least, 2 * self.proof_seconds - seconds)
+                    seconds = min(least, later)
+                else:
+                    seconds = max(MERGED_SHARE * seconds, least)
         self.improve(first, start, seconds)
 
     def improve(self, first: int, start: Ints | None, seconds: float | None) -> None:

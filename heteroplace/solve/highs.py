@@ -145,11 +145,13 @@ class HighsEngine:
             try:
                 self._polish(found, [step], caps, start, deadline, self._cores - 1, stop)
             except Exception:
-                log.exception("neighbourhoods beside branch and bound failed")
+                if not stop.is_set():
+                    log.exception("neighbourhoods beside branch and bound failed")
 
         # Not waited for: it ends with the neighbourhoods that it is at.
-        threading.Thread(target=work, name="heteroplace-polish").start()
+        thread = threading.Thread(target=work, name="heteroplace-polish")
         try:
+            thread.start()
             yield found
         finally:
             stop.set()
@@ -160,7 +162,7 @@ class HighsEngine:
 
     @property
     def _cores(self) -> int:
-        return self._profile.threads or min(MOST_WORKERS, os.cpu_count() or 1)
+        return self._profile.threads or min(MOST_WORKERS, _cpus())
 
     def _restricted(
         self,
@@ -288,12 +290,16 @@ class HighsEngine:
         with self._polishing(step, caps, start, seconds) as polished:
             answer = within(seconds, lambda: self._minimise(step, caps, start, seconds))
             answer = answer or Answer(None, None)
-            if not polished:
-                return answer
-            best = polished[-1]
-            if answer.solution is not None and step.value(answer.solution) <= step.value(best):
-                return answer
-            return Answer(best, answer.bound)
+            # What polishing finds keeps all rows and caps; an engine's solution may not.
+            for best in polished[-1:]:
+                own = answer.solution
+                if own is None or not (
+                    step.value(own) <= step.value(best)
+                    and self._arrays.feasible(own)
+                    and all(capped.value(own) <= value for capped, value in caps)
+                ):
+                    return Answer(best, answer.bound)
+            return answer
 
     def _minimise(
         self, step: ProgramStep, caps: Caps, start: Ints | None, seconds: float | None
@@ -342,6 +348,13 @@ class HighsEngine:
         if status != highspy.SolutionStatus.kSolutionStatusFeasible:
             return None
         return rounded(solver.getSolution().col_value)
+
+
+def _cpus() -> int:
+    """Processors that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def relaxation(

@@ -199,17 +199,19 @@ def polish(
             return None, False
         return minimise(attempt.part, attempt.caps, seconds)
 
+    def stopped() -> bool:
+        return stop is not None and stop.is_set()
+
     pool = ThreadPoolExecutor(workers, "heteroplace-polish")
     running: deque[tuple[_Try, Future[tuple[Ints | None, bool]]]] = deque()
     try:
         while True:
-            stopped = stop is not None and stop.is_set()
-            while len(running) < workers and not stopped and not search.ended(deadline):
+            while len(running) < workers and not stopped() and not search.ended(deadline):
                 attempt = search.next([each.chosen for each, _ in running])
                 if attempt is None:
                     break
                 running.append((attempt, pool.submit(look, attempt)))
-            if stopped or not running:
+            if stopped() or not running:
                 return
             attempt, future = running.popleft()
             found, exhausted = future.result()
