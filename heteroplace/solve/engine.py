@@ -301,12 +301,14 @@ class _Walker:
             else:
                 # No less than where a little less time would have made haste, all phases together.
                 least = WHOLE_SHARE * self.proof_seconds
-                if self.engine.polishes_on and first + 1 == len(self.steps):
-                    # What is not polished before is polished beside branch and bound.
-                    later = max(HEAD_START * least, 2 * self.proof_seconds - seconds)
-                    seconds = min(least, later)
-                else:
-                    seconds = max(MERGED_SHARE * seconds, least)
+                before = max(MERGED_SHARE * seconds, least)
+                if self.engine.polishes_on:
+                    before = min(before, 2 * self.proof_seconds)
+                    if first + 1 == len(self.steps):
+                        # What is not polished before is polished beside branch and bound.
+                        later = max(HEAD_START * least, 2 * self.proof_seconds - seconds)
+                        before = min(least, later)
+                seconds = before
         self.improve(first, start, seconds)
 
     def improve(self, first: int, start: Ints | None, seconds: float | None) -> None:
