@@ -10,6 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from heteroplace.bench.record import Environment
+from heteroplace.cores import usable_cores
 from heteroplace.solve import versions
 
 ALSO = ("numpy", "pydantic")
@@ -23,7 +24,7 @@ def environment() -> Environment:
             found[name] = version(name)
     return Environment(
         commit=_commit(),
-        cores=_cores(),
+        cores=usable_cores(),
         cpu=_line("/proc/cpuinfo", "model name") or platform.processor() or None,
         memory=_memory(),
         system=f"{platform.system()} {platform.machine()}",
@@ -53,12 +54,6 @@ def _commit() -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip() or None
-
-
-def _cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _memory() -> int | None:

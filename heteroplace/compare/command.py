@@ -17,6 +17,7 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from heteroplace.cores import usable_cores
 from heteroplace.errors import InputError
 from heteroplace.show import clean
 
@@ -134,7 +135,6 @@ def _executor(arguments: argparse.Namespace) -> AbstractContextManager[Executor]
 
         return RayExecutor(arguments.ray)
     from heteroplace.compare.local import LocalExecutor
-    from heteroplace.compare.runner import usable_cores
 
     return nullcontext(LocalExecutor(arguments.workers or usable_cores()))
 

@@ -295,21 +295,22 @@ class _Walker:
             first = min([first, *worse])
         seconds = self.seconds(1.0)
         if seconds is not None:
-            haste = HASTY_SHARE if self.engine.polishes else WHOLE_SHARE
-            if self.hasty(seconds):
-                seconds *= haste
-            else:
-                # No less than where a little less time would have made haste, all phases together.
-                least = WHOLE_SHARE * self.proof_seconds
-                before = max(MERGED_SHARE * seconds, least)
-                if self.engine.polishes_on:
-                    before = min(before, 2 * self.proof_seconds)
-                    if first + 1 == len(self.steps):
-                        # What is not polished before is polished beside branch and bound.
-                        later = max(HEAD_START * least, 2 * self.proof_seconds - seconds)
-                        before = min(least, later)
-                seconds = before
+            seconds = self.before_proof(first, seconds)
         self.improve(first, start, seconds)
+
+    def before_proof(self, first: int, seconds: float) -> float:
+        """How much of some seconds to spend on all steps from one on, before the proofs."""
+        if self.hasty(seconds):
+            return seconds * (HASTY_SHARE if self.engine.polishes else WHOLE_SHARE)
+        # No less than where a little less time would have made haste, all phases together.
+        least = WHOLE_SHARE * self.proof_seconds
+        share = max(MERGED_SHARE * seconds, least)
+        if not self.engine.polishes_on:
+            return share
+        if first + 1 < len(self.steps):
+            return min(share, 2 * self.proof_seconds)
+        # What is not polished before is polished beside branch and bound.
+        return min(least, max(HEAD_START * least, 2 * self.proof_seconds - seconds))
 
     def improve(self, first: int, start: Ints | None, seconds: float | None) -> None:
         """Minimise one weighted sum of the steps from one on."""
@@ -540,6 +541,19 @@ def merged(steps: Steps, arrays: Arrays) -> ProgramStep:
     whole = np.rint(total * MERGED_SCALE).astype(np.int64)
     columns = np.flatnonzero(whole)
     return ProgramStep("all", columns, tuple(whole[columns].tolist()), 0, Fraction(1))
+
+
+def better(
+    arrays: Arrays, step: ProgramStep, caps: Caps, best: Ints | None, found: Ints | None
+) -> Ints | None:
+    """The better of two solutions; one found that breaks a row or a cap does not count."""
+    if found is None or not arrays.feasible(found):
+        return best
+    if any(capped.value(found) > value for capped, value in caps):
+        return best
+    if best is None or step.value(found) < step.value(best):
+        return found
+    return best
 
 
 def _is_sum(step: ProgramStep, outcome: StepOutcome) -> bool:

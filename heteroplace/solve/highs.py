@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import threading
 import time
 from collections.abc import Iterator
@@ -12,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from heteroplace.cores import usable_cores
 from heteroplace.formulation.program import INFINITE, Arrays, Floats, Ints, ProgramStep
 from heteroplace.profile import Profile
 from heteroplace.solve.engine import (
@@ -23,6 +23,7 @@ from heteroplace.solve.engine import (
     EngineMissingError,
     Relaxation,
     Steps,
+    better,
     merged,
     rounded,
     within,
@@ -109,7 +110,7 @@ class HighsEngine:
         assert self._regrets is not None
         # As with relaxations, a thread that is left behind keeps what it uses.
         drawing, self._drawing = self._drawing, Drawing(self._profile.seed)
-        for better in polish(
+        for each in polish(
             self._arrays,
             steps,
             caps,
@@ -121,13 +122,13 @@ class HighsEngine:
             workers,
             stop,
         ):
-            found.append(better)
+            found.append(each)
         self._drawing = drawing
 
     @property
     def polishes_on(self) -> bool:
         """Whether a core is left for neighbourhoods while another does branch and bound."""
-        return not self._profile.deterministic and self._cores > 1
+        return self._cores > 1
 
     @contextmanager
     def _polishing(
@@ -158,11 +159,14 @@ class HighsEngine:
 
     def _workers(self, seconds: float | None) -> int:
         """Neighbourhoods at a time; one where the same is to be found every time."""
-        return 1 if seconds is None or self._profile.deterministic else self._cores
+        return 1 if seconds is None else self._cores
 
     @property
     def _cores(self) -> int:
-        return self._profile.threads or min(MOST_WORKERS, _cpus())
+        """Cores for neighbourhoods within a time."""
+        if self._profile.deterministic:
+            return 1
+        return self._profile.threads or min(MOST_WORKERS, usable_cores())
 
     def _restricted(
         self,
@@ -290,16 +294,11 @@ class HighsEngine:
         with self._polishing(step, caps, start, seconds) as polished:
             answer = within(seconds, lambda: self._minimise(step, caps, start, seconds))
             answer = answer or Answer(None, None)
+            if not polished:
+                return answer
             # What polishing finds keeps all rows and caps; an engine's solution may not.
-            for best in polished[-1:]:
-                own = answer.solution
-                if own is None or not (
-                    step.value(own) <= step.value(best)
-                    and self._arrays.feasible(own)
-                    and all(capped.value(own) <= value for capped, value in caps)
-                ):
-                    return Answer(best, answer.bound)
-            return answer
+            best = better(self._arrays, step, caps, polished[-1], answer.solution)
+            return Answer(best, answer.bound)
 
     def _minimise(
         self, step: ProgramStep, caps: Caps, start: Ints | None, seconds: float | None
@@ -348,13 +347,6 @@ class HighsEngine:
         if status != highspy.SolutionStatus.kSolutionStatusFeasible:
             return None
         return rounded(solver.getSolution().col_value)
-
-
-def _cpus() -> int:
-    """Processors that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def relaxation(

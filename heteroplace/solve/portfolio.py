@@ -16,6 +16,7 @@ from heteroplace.solve.engine import (
     Relaxation,
     Steps,
     UnsuitedError,
+    better,
 )
 from heteroplace.solve.highs import HighsEngine
 
@@ -90,7 +91,7 @@ class Portfolio:
             if seconds is not None and seconds * (1 - FIRST_SHARE) > self._loading:
                 share = seconds * FIRST_SHARE
             first = self._first.minimise(step, caps, start, share)
-        best = self._better(step, caps, start, first.solution)
+        best = better(self._arrays, step, caps, start, first.solution)
         if best is not None and first.bound is not None:
             gap = step.value(best) - first.bound
             if abs(gap) <= abs(step.value(best)) * PROVEN_GAP:
@@ -109,16 +110,6 @@ class Portfolio:
             log.warning("%s", error)
             return Answer(best, first.bound)
         known = [each for each in (first.bound, second.bound) if each is not None]
-        return Answer(self._better(step, caps, best, second.solution), max(known, default=None))
-
-    def _better(
-        self, step: ProgramStep, caps: Caps, best: Ints | None, found: Ints | None
-    ) -> Ints | None:
-        """The better of two solutions; one that breaks a row or a cap does not count."""
-        if found is None or not self._arrays.feasible(found):
-            return best
-        if any(capped.value(found) > value for capped, value in caps):
-            return best
-        if best is None or step.value(found) < step.value(best):
-            return found
-        return best
+        return Answer(
+            better(self._arrays, step, caps, best, second.solution), max(known, default=None)
+        )
